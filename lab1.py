@@ -1,9 +1,11 @@
 """The report's three tests of trained weights: reconstruction, denoising, interpolation.
 
     python lab1.py -l model.pth
+    python lab1.py -l model.pth --explore
 
-Writes a figure a test, reconstruction.png, denoising.png and interpolation.png, and metrics.json with the
-figures over the whole test set to outputs/<dataset>/, and opens the figures where there is a display.
+Writes a figure a test, reconstruction.png, denoising.png and interpolation.png, one of what each unit does,
+bottleneck.png, and metrics.json with the figures over the whole test set to outputs/<dataset>/, and opens
+the figures where there is a display. --explore opens a window with a slider a unit instead.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from matplotlib.backends.registry import BackendFilter, backend_registry
 
 import checkpoint
 import data
+from explore import Explorer
 
 
 def psnr(mse):
@@ -51,6 +54,36 @@ def interpolate(model, start, end, steps):
     return model.decode(torch.lerp(model.encode(start)[:, None], model.encode(end)[:, None], t))
 
 
+def carried(model, codes, images):
+    """Return the share of the reconstruction that each unit carries, (N_bottleneck,), with sum 1.
+
+    The rise of the MSE over `images` (N, pixels) when the unit is held at its mean over `codes`
+    (N, N_bottleneck), the others as they are; 0 for a unit that never fires.
+    """
+    rises = []
+    for unit in range(codes.shape[1]):
+        held = codes.clone()
+        held[:, unit] = codes[:, unit].mean()
+        rises.append((model.decode(held) - images).square().mean())
+    rises = (torch.stack(rises) - (model.decode(codes) - images).square().mean()).clamp(min=0)
+    return rises / rises.sum().clamp(min=1e-12)
+
+
+def units(model, codes, code, fires, shares, title):
+    """Return a figure with one row a unit, the one that carries most first: `code` (N_bottleneck,) decoded with the
+    unit moved from the 1st to the 99th percentile of `codes`; the rows of dead units are dim."""
+    order = (shares + (fires > 0)).argsort(descending=True).tolist()  # the dead last
+    low, high = codes.quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
+    rows, captions = [], []
+    for unit in order:
+        moved = code.repeat(11, 1)
+        moved[:, unit] = torch.linspace(low[unit], high[unit], 11)
+        rows.append(model.decode(moved) * (1 if fires[unit] > 0 else 0.3))
+        captions.append(f"unit {unit}: {low[unit]:.1f} to {high[unit]:.1f}, fires on {fires[unit]:.0%}, carries {shares[unit]:.0%}"
+                        if fires[unit] > 0 else f"unit {unit}: DEAD, fires on no test image")
+    return strips(title, torch.stack(rows), captions, 1 if len(order) <= 8 else 2)
+
+
 def strips(title, rows, captions, columns):
     """Return a figure with one strip of grey images for each of `rows`, (count, images, 784) in [0, 1]."""
     count, length, _ = rows.shape
@@ -60,7 +93,7 @@ def strips(title, rows, captions, columns):
     for i, (row, caption) in enumerate(zip(rows, captions)):
         picture = torch.nn.functional.pad(row.view(length, 28, 28), (1, 1), value=1)  # a white gap between two images
         axes = figure.add_subplot(height, columns, i + 1)
-        axes.imshow(picture.permute(1, 0, 2).flatten(1).cpu(), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(picture.permute(1, 0, 2).flatten(1).numpy(force=True), cmap="gray", vmin=0, vmax=1)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
     return figure
@@ -73,7 +106,8 @@ def parser():
     parser.error = lambda message: parser.exit(2, f"lab1.py: {message} (see --help)\n")  # one line, without the usage
     add = parser.add_argument
     add("-l", "--load", type=Path, required=True, metavar="FILE", help="the weights, a state_dict of the lab's network")
-    add("-i", "--index", nargs="+", default=[], metavar="N", help="test images to show (default: the first of every digit)")
+    add("-i", "--index", nargs="+", default=[], metavar="N", help="test images to show: indices, worst, best, digit=7 "
+        "(default: the first of every digit)")
     add("--step", type=int, choices=(4, 5, 6), help="the report's step: 4 reconstruction, 5 denoising, 6 interpolation "
         "(default: all)")
     add("--noise", type=float, default=0.2, metavar="S", help="step 5 adds S * N(0, 1) (default: %(default)s)")
@@ -82,6 +116,7 @@ def parser():
     add("--dataset", choices=data.DATASETS, help="default: mnist, and glyphs where mnist can't be had")
     add("--data-dir", default="data", metavar="DIR", help="where the data set lies or goes (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="folder of the figures and metrics.json (default: outputs/<dataset>)")
+    add("--explore", action="store_true", help="open a window with a slider for each unit instead")
     add("--no-show", action="store_true", help="open no windows (without a display none open anyway)")
     add("--device", type=data.device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
@@ -97,6 +132,8 @@ def choose(wanted, labels, errors):
         elif word.startswith("digit="):
             of_digit = (labels == int(word[6:])).nonzero().flatten().tolist()
             chosen += of_digit[: 10 if wanted else 1]
+            if not of_digit:
+                raise ValueError(word)
         elif 0 <= int(word) < len(labels):
             chosen.append(int(word))
         else:
@@ -109,6 +146,11 @@ def mean_error(outputs, images):
     return (outputs - images).square().mean(1)
 
 
+def interactive():
+    """Return whether matplotlib's backend opens windows."""
+    return plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+
+
 @torch.inference_mode()
 def run(argv):
     commands = parser()
@@ -117,6 +159,9 @@ def run(argv):
         commands.error(f"--noise {args.noise}: must be 0 or more")
     if args.steps < 2:
         commands.error(f"--steps {args.steps}: must be 2 or more")
+    if args.explore and not interactive():
+        sys.exit("lab1.py: --explore needs a window: on a desktop pip install pyqt6, for the browser "
+                 "pip install tornado and set MPLBACKEND=webagg")
     model = checkpoint.load_weights(args.load).to(args.device)
     name, test = data.load(args.dataset, args.data_dir, "test", device=args.device)
     out = args.out or Path("outputs", name)
@@ -133,6 +178,13 @@ def run(argv):
     except ValueError:
         commands.error(f"-i {' '.join(args.index)}: takes indices from 0 to {len(test) - 1}, worst, best, digit=0 ... digit=9")
 
+    if args.explore:
+        explorer = Explorer(model, images, test.labels, shown[0], shown[1 % len(shown)])
+        plt.show()
+        return explorer  # its widgets answer as long as somebody holds it
+
+    shares = carried(model, codes, images)
+    levels = [level / 10 for level in range(7)]
     mse = {"reconstruction": errors.mean().item(), "pca": pca_mse(images, codes.shape[1]),
            "noisy": noisy_errors.mean().item(), "denoised": denoised_errors.mean().item()}
     metrics = {
@@ -141,9 +193,11 @@ def run(argv):
         "bottleneck": codes.shape[1],
         "live_units": int((fires > 0).sum()),
         "share_of_images_on_which_each_unit_fires": fires.tolist(),
+        "share_of_reconstruction_that_each_unit_carries": shares.tolist(),
         "noise": args.noise,
         "mse": mse,
         "psnr_db": {key: psnr(value) for key, value in mse.items()},
+        "denoised_mse_at_noise": {level: mean_error(model(add_noise(images, level, args.seed)), images).mean().item() for level in levels},
         "mse_of_each_digit": {str(d): errors[test.labels == d].mean().item() for d in test.labels.unique().tolist()},
     }
     print(f"{name}: {len(images):,} test images through {args.load}, {codes.shape[1]} bottleneck units, on {args.device}")
@@ -152,6 +206,8 @@ def run(argv):
         print(f"{text:20} MSE {mse[key]:.5f}  PSNR {psnr(mse[key]):4.1f} dB")
     print(f"{'MSE of each digit':20} " + "  ".join(f"{d}: {e:.4f}" for d, e in metrics["mse_of_each_digit"].items()))
     print(f"{metrics['live_units']} of {len(fires)} units live; fire on (%) " + " ".join(f"{100 * f:.0f}" for f in fires))
+
+    print("denoised MSE at noise " + "  ".join(f"{n}: {e:.4f}" for n, e in metrics["denoised_mse_at_noise"].items()))
 
     figures = {}
     if args.step in (None, 4):
@@ -169,17 +225,20 @@ def run(argv):
         rows = torch.cat([images[starts][:, None], between, images[ends][:, None]], 1)
         figures["interpolation"] = strips(f"Interpolation on {name}: start | {args.steps} decoded codes | end",
             rows, [f"{test.labels[a]} to {test.labels[b]}" for a, b in zip(starts, ends)], 1)
+    if args.step is None:
+        figures["bottleneck"] = units(model, codes, codes[shown[0]], fires, shares,
+            f"What each unit does on {name}: image {shown[0]}, one unit moved over its range")
     for key, figure in figures.items():
         checkpoint.write(out / f"{key}.png", checkpoint.to_image(figure))
     checkpoint.write(out / "metrics.json", json.dumps(metrics, indent=2).encode() + b"\n")
     print(f"wrote {', '.join(f'{key}.png' for key in figures)}, metrics.json to {out}")
-    if not args.no_show and plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+    if not args.no_show and interactive():
         plt.show()
 
 
 def main(argv=None):
     try:
-        run(argv)
+        return run(argv)
     except (data.DataError, checkpoint.CheckpointError, OSError) as error:
         sys.exit(f"lab1.py: {error}")
 

@@ -8,6 +8,7 @@ Recipe (the report's): Adam, learning rate 1e-3, MSE, ReduceLROnPlateau on the e
 import argparse
 import copy
 import math
+import os
 import signal
 import sys
 import time
@@ -19,8 +20,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below just ends, without a traceback
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
@@ -44,7 +47,7 @@ def train_epoch(model, batches, optimizer, noise=0.0):
     batch unevenly. `noise` times N(0, 1) is added to the inputs, never to the targets: a denoising
     autoencoder (Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders", 2008).
     """
-    errors = pixels = 0
+    errors, pixels = torch.zeros(()), 0
     for images, share in batches:
         inputs = images + noise * torch.randn_like(images) if noise else images
         error = F.mse_loss(model(inputs), images, reduction="sum")
@@ -136,13 +139,48 @@ def build(bottleneck, images, init="mean", lr=1e-3, seed=0):
     return model, optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min")
 
 
+def from_rank_0(value):
+    """Return rank 0's `value` in every process."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def go_on(state, args, commands, argv, name, ckpt):
+    """Return the arguments of a run that goes on from `state`; what was not said out loud is as it was."""
+    commands.set_defaults(**{key: state["settings"].get(key) for key in (*SETTINGS, "epochs")})
+    args = commands.parse_args(argv)
+    for key, ours in {"dataset": name, **{key: getattr(args, key) for key in SETTINGS}}.items():
+        if ours != (theirs := state["settings"].get(key)):
+            commands.error(f"{ckpt} was made with --{key.replace('_', '-')} {theirs}, not {ours}")
+    if len(state["losses"]) > args.epochs:
+        commands.error(f"{ckpt} has {len(state['losses'])} epochs: ask for more than -e {args.epochs}")
+    return args
+
+
 def run(argv):
     start = time.perf_counter()
     commands = parser()
     args = commands.parse_args(argv)
     check(commands, args)
     prepare()
-    name, train, test = data.load(args.dataset, args.data_dir, "train", "test", device=args.device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
+    if world > 1:
+        if args.device.type == "cuda":
+            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(args.device)
+        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")
+
+    def load(dataset):
+        return data.load(dataset, args.data_dir, "train", "test", device=args.device)
+
+    name, train, test = load(args.dataset) if rank == 0 else (None, None, None)
+    name = from_rank_0(name)
+    if rank > 0:
+        name, train, test = load(name)  # what rank 0 found or downloaded, never a stand-in of its own
     weights = args.save or Path("outputs", name, "model.pth")
     plot = args.plot or Path("outputs", name, "loss.png")
     ckpt = weights.with_suffix(".ckpt")
@@ -151,17 +189,17 @@ def run(argv):
     format = plot.suffix[1:] or "png"
     if format not in Figure().canvas.get_supported_filetypes():
         commands.error(f"-p {plot}: not a format of matplotlib's, try .png, .pdf or .svg")
-    for path in (weights, ckpt, plot):
-        checkpoint.require_writable(path)
-
-    state = checkpoint.load_state(ckpt) if args.resume and ckpt.exists() else None
+    state = None
+    if rank == 0:
+        for path in (weights, ckpt, plot):
+            checkpoint.require_writable(path)
+        if args.resume and ckpt.exists():
+            state = checkpoint.load_state(ckpt)
+        elif args.resume:
+            print(f"no {ckpt} yet: starting from the beginning")
+    state = from_rank_0(state)
     if state:
-        commands.set_defaults(**{key: state["settings"].get(key) for key in (*SETTINGS, "epochs")})
-        args = commands.parse_args(argv)  # again: what was not said out loud is as it was
-    settings = {key: getattr(args, key) for key in SETTINGS} | {"dataset": name}
-    for key, ours in settings.items() if state else ():
-        if ours != (theirs := state["settings"].get(key)):
-            commands.error(f"{ckpt} was made with --{key.replace('_', '-')} {theirs}, not {ours}")
+        args = go_on(state, args, commands, argv, name, ckpt)
 
     model, optimizer, scheduler = build(args.bottleneck, train.images, args.init, args.lr, args.seed)
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -169,16 +207,13 @@ def run(argv):
     if state:
         checkpoint.restore(state, ckpt, parts)
         losses = state["losses"]
-        if len(losses) > args.epochs:
-            commands.error(f"{ckpt} has {len(losses)} epochs: ask for more than -e {args.epochs}")
-    elif args.resume:
-        print(f"no {ckpt} yet: starting from the beginning")
-    print(f"{name}: {len(train):,} training and {len(test):,} test images, on {args.device}")
+    network = DistributedDataParallel(model) if world > 1 else model
+    print(f"{name}: {len(train):,} training and {len(test):,} test images, on {args.device}" + (f" x {world}" if world > 1 else ""))
 
     def snapshot():
         """The run as it is after a whole epoch: whatever ends it, this is what the files show."""
-        return copy.deepcopy({key: part.state_dict() for key, part in parts.items()}
-                             | {"losses": losses, "settings": settings | {"epochs": args.epochs}})
+        settings = {key: getattr(args, key) for key in (*SETTINGS, "epochs")} | {"dataset": name}
+        return copy.deepcopy({key: part.state_dict() for key, part in parts.items()} | {"losses": losses, "settings": settings})
 
     def save(*paths):
         """Write some of the run's three files and return what went wrong, a text a file."""
@@ -186,24 +221,32 @@ def run(argv):
                     ckpt: lambda: checkpoint.to_bytes(state),
                     plot: lambda: checkpoint.to_image(loss_curve(state["losses"], name), format)}
         failed = []
-        for path in paths:
+        for path in paths if rank == 0 else ():
             try:
                 checkpoint.write(path, contents[path]())
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         return failed
 
-    batches = data.batches(train, args.batch_size, args.seed)
+    batches = data.batches(train, args.batch_size, args.seed, rank, world)
     state, saved, warned, trouble = snapshot(), -math.inf, False, None
     with signals_noted() as signals:
         try:
-            for epoch in tqdm(range(len(losses) + 1, args.epochs + 1), unit="epoch", leave=False, disable=None):
+            epochs = range(len(losses) + 1, args.epochs + 1)
+            for epoch in tqdm(epochs, unit="epoch", leave=False, disable=None if rank == 0 else True):
                 batches.sampler.set_epoch(epoch)
-                torch.manual_seed(data.epoch_seed(args.seed, epoch))  # of the noise
-                loss = train_epoch(model, takewhile(lambda _: not signals, batches), optimizer, args.noise).item()
+                torch.manual_seed(data.epoch_seed(args.seed * world + rank, epoch))  # of the noise
+                # One process stops after the step at hand; several, which must do the same steps, after the epoch.
+                loss = train_epoch(network, takewhile(lambda _: world > 1 or not signals, batches), optimizer, args.noise)
+                if world > 1:
+                    both = torch.tensor([loss / world, len(signals)], device=args.device)
+                    dist.all_reduce(both)
+                    loss = both[0]
+                    signals.extend([signal.SIGTERM] * int(both[1] > 0 and not signals))
                 if signals:
-                    trouble = f"{signal.Signals(signals[0]).name} after {len(losses)} of {args.epochs} epochs"
+                    trouble = f"stopped by {signal.Signals(signals[0]).name} after {len(losses)} of {args.epochs} epochs"
                     break
+                loss = loss.item()
                 if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
                     trouble = f"the loss became {loss} in epoch {epoch}: try a lower --lr than {args.lr:g}"
                     break
@@ -216,6 +259,10 @@ def run(argv):
                     if failed and not warned:
                         print(f"warning: {failed[0]}; training goes on without a checkpoint", file=sys.stderr)
                         warned = True
+        except RuntimeError as error:
+            if world == 1:
+                raise
+            trouble = f"lost another process after {len(losses)} epochs ({str(error).splitlines()[0]})"
         finally:
             files = [weights, ckpt, plot] if losses else [weights, ckpt] if args.epochs == 0 else []
             failed = save(*files)
@@ -224,10 +271,14 @@ def run(argv):
     if files:
         print(f"wrote {', '.join(map(str, files))}")
     if trouble and signals:
-        print(f"stopped by {trouble}; the same command with --resume goes on")
+        print(f"{trouble}; the same command with --resume goes on")
         sys.exit(128 + signals[0])
     if trouble:
-        sys.exit(f"train.py: {trouble}; kept: {len(losses)} epochs")
+        sys.exit(f"train.py: {trouble}")
+    if world > 1:
+        dist.destroy_process_group()
+    if rank > 0:
+        return
     if args.epochs == 0:
         print("no epochs: these are the weights of an untrained network")
     mse, _ = evaluate(model, test.images)
@@ -248,4 +299,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # in a pipe too, a line is there when it is printed
     main()
