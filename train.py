@@ -117,15 +117,14 @@ def check(parser, args):
 
 
 @contextmanager
-def signals_noted():
-    """Yield a list that SIGINT and SIGTERM add to instead of ending the process, until the block is left."""
-    noted = []
-    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+def on_signals(handler):
+    """Within the block, SIGINT and SIGTERM call `handler` with their number and the frame."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def build(bottleneck, images, init="mean", lr=1e-3, seed=0):
@@ -229,8 +228,8 @@ def run(argv):
         return failed
 
     batches = data.batches(train, args.batch_size, args.seed, rank, world)
-    state, saved, warned, trouble = snapshot(), -math.inf, False, None
-    with signals_noted() as signals:
+    state, saved, warned, trouble, signals = snapshot(), -math.inf, False, None, []
+    with on_signals(lambda number, _: signals.append(number)):
         try:
             epochs = range(len(losses) + 1, args.epochs + 1)
             for epoch in tqdm(epochs, unit="epoch", leave=False, disable=None if rank == 0 else True):
@@ -267,7 +266,7 @@ def run(argv):
             files = [weights, ckpt, plot] if losses else [weights, ckpt] if args.epochs == 0 else []
             failed = save(*files)
     if failed:
-        sys.exit(f"train.py: {'; '.join(failed)}: the old files are kept; make room, then --resume")
+        sys.exit(f"train.py: {'; '.join(failed)}: the old files are kept; make room and run it again")
     if files:
         print(f"wrote {', '.join(map(str, files))}")
     if trouble and signals:
@@ -293,7 +292,8 @@ def run(argv):
 
 def main(argv=None):
     try:
-        run(argv)
+        with on_signals(lambda number, _: sys.exit(128 + number)):
+            run(argv)
     except (data.DataError, checkpoint.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
 

@@ -237,7 +237,7 @@ def test_ctrl_c_before_training_ends_without_a_traceback(tmp_path):
     process = command("train.py", *FAST, cwd=tmp_path, setup="import os, signal; data.load = lambda *a, **k: os.kill(0, 2)",
                       start_new_session=True)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT and out == err == ""
+    assert process.returncode == 130 and out == err == ""
 
 
 def torchrun(processes, *args, cwd):
