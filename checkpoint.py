@@ -6,7 +6,6 @@ ways between this project and other solutions of the lab. `model.ckpt` beside it
 
 import io
 import os
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,24 +23,29 @@ class CheckpointError(Exception):
 
 def require_writable(path):
     """Make the folder of `path` and raise OSError unless a file can be written there: before the work, not after."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a rename would replace a device such as /dev/null
+    if not Path(path).name or Path(path).exists() and not Path(path).is_file():  # a rename would replace /dev/null
         raise OSError(f"{path} is not a regular file")
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+    part = beside(path)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    part.unlink()
+
+
+def beside(path):
+    """Return the path of the file that becomes `path`, or what `path` links to, once it is complete."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def write(path, data):
     """Write bytes so that `path` is at any moment absent, its old self or complete. Raises OSError."""
-    path = Path(os.path.realpath(path))
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = beside(path)
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
-        os.replace(part, path)
+        os.replace(part, os.path.realpath(path))
     finally:
         part.unlink(missing_ok=True)
 
@@ -106,11 +110,13 @@ def build(state, path, N_input=784):
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32 or tensor.layout != torch.strided:
             found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise CheckpointError(f"{path}: {name} is {found}; expected a dense tensor of torch.float32")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise CheckpointError(f"{path}: {name} says it has {tensor.numel():,} elements, more than the file holds")
     with torch.device("meta"):
         N_bottleneck = max(state["fc2.bias"].numel(), 1)
         expected = autoencoderMLP4Layer(N_input, N_bottleneck, N_input).state_dict()
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape or not tensor.is_contiguous():
+        if tensor.shape != expected[name].shape:
             raise CheckpointError(f"{path}: {name} is {tuple(tensor.shape)}; expected {tuple(expected[name].shape)} in a "
                                   f"{N_input}-{N_input // 2}-{N_bottleneck}-{N_input // 2}-{N_input} network")
         if not tensor.isfinite().all():

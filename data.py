@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "glyphs": None}
 SIZES = {"train": 60_000, "test": 10_000}  # of glyphs: MNIST's
-TIMEOUT = 10  # seconds without an answer, a mirror; MNIST has two mirrors
+TIMEOUT = 5  # seconds without an answer; torchvision tries two mirrors
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic",
          "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta", "cmr10", "cmss10", "cmti10", "cmtt10")
 
@@ -56,7 +56,7 @@ def device(name):
     """Return torch.device(name), for argparse. Raises ValueError where it can't be used."""
     try:
         torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(name) from error
     return torch.device(name)
 
@@ -143,7 +143,7 @@ def from_torchvision(name, data_dir, splits):
         missing, damaged = [], []
         for file, md5 in cls.resources:
             if check_integrity(raw / file, md5):
-                (unpacked / file).symlink_to((raw / file).resolve())
+                shutil.copyfile(raw / file, unpacked / file)
             else:
                 (damaged if (raw / file).exists() else missing).append(file)
         socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
@@ -154,6 +154,8 @@ def from_torchvision(name, data_dir, splits):
                 for file in missing + damaged:
                     shutil.move(unpacked / file, raw / file)
         except Exception as error:  # a download fails in many ways: HTTP, TLS, MD5, a full disk
+            if not missing + damaged:
+                raise
             state = f"{raw / damaged[0]} is damaged (delete it)" if damaged else f"{name} is not in {data_dir}"
             raise DataError(f"{state} and could not be downloaded ({' '.join(str(error).split())}): put "
                             f"{', '.join(missing + damaged)} into {raw}") from error

@@ -38,7 +38,7 @@ class Explorer:
         self.sliders = []
         for unit in range(units):
             column, row = divmod(unit, rows)
-            left, width = 0.38 + column * 0.6 / columns, 0.6 / columns - 0.1
+            left, width = 0.38 + column * 0.6 / columns, 0.5 / columns
             axes = self.figure.add_axes([left, 0.9 - (row + 1) * 0.78 / rows, width, 0.6 / rows])
             slider = Slider(axes, str(unit), 0, tops[unit], valfmt="%.1f")
             slider.drawon = False  # decode() draws: once a change, not twice

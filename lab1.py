@@ -38,8 +38,8 @@ def pca_mse(images, components):
     The residual variance of a PCA of these very images (Eckart and Young, 1936): no linear autoencoder of
     that size can do better on them.
     """
-    variances = torch.linalg.eigvalsh(images.T.double().cov())  # ascending
-    return variances[: len(variances) - components].sum().item() * (1 - 1 / len(images)) / images.shape[1]
+    variances = torch.linalg.eigvalsh(images.T.cpu().double().cov())  # ascending
+    return variances[: max(0, len(variances) - components)].sum().item() * (1 - 1 / len(images)) / images.shape[1]
 
 
 def add_noise(images, noise, seed):
@@ -55,7 +55,7 @@ def interpolate(model, start, end, steps):
 
 
 def carried(model, codes, images):
-    """Return the share of the reconstruction that each unit carries, (N_bottleneck,), with sum 1.
+    """Return the share of the reconstruction that each unit carries, (N_bottleneck,); the sum is 1, or 0 if none does.
 
     The rise of the MSE over `images` (N, pixels) when the unit is held at its mean over `codes`
     (N, N_bottleneck), the others as they are; 0 for a unit that never fires.
@@ -119,7 +119,7 @@ def parser():
     add("--explore", action="store_true", help="open a window with a slider for each unit instead")
     add("--no-show", action="store_true", help="open no windows (without a display none open anyway)")
     add("--device", type=data.device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+        help="cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)")
     return parser
 
 
@@ -155,17 +155,15 @@ def interactive():
 def run(argv):
     commands = parser()
     args = commands.parse_args(argv)
-    if not 0 <= args.noise < math.inf:
-        commands.error(f"--noise {args.noise}: must be 0 or more")
-    if args.steps < 2:
-        commands.error(f"--steps {args.steps}: must be 2 or more")
+    for option, value, low, high in (("--noise", args.noise, 0, 10**6), ("--steps", args.steps, 2, 100),
+                                     ("--seed", args.seed, 0, 2**63 - 1)):
+        if not low <= value <= high:
+            commands.error(f"{option} {value}: must be {low} or more, at most {high}")
     if args.explore and not interactive():
         sys.exit("lab1.py: --explore needs a window: on a desktop pip install pyqt6, for the browser "
                  "pip install tornado and set MPLBACKEND=webagg")
     model = checkpoint.load_weights(args.load).to(args.device)
     name, test = data.load(args.dataset, args.data_dir, "test", device=args.device)
-    out = args.out or Path("outputs", name)
-    checkpoint.require_writable(out / "metrics.json")
 
     images = data.to_float(test.images)
     noisy = add_noise(images, args.noise, args.seed)
@@ -179,10 +177,13 @@ def run(argv):
         commands.error(f"-i {' '.join(args.index)}: takes indices from 0 to {len(test) - 1}, worst, best, digit=0 ... digit=9")
 
     if args.explore:
-        explorer = Explorer(model, images, test.labels, shown[0], shown[1 % len(shown)])
+        first, second = (shown + [(shown[0] + 1) % len(images)])[:2]
+        explorer = Explorer(model, images, test.labels, first, second)
         plt.show()
         return explorer  # its widgets answer as long as somebody holds it
 
+    out = args.out or Path("outputs", name)
+    checkpoint.require_writable(out / "metrics.json")
     shares = carried(model, codes, images)
     levels = [level / 10 for level in range(7)]
     mse = {"reconstruction": errors.mean().item(), "pca": pca_mse(images, codes.shape[1]),

@@ -35,7 +35,7 @@ EVERY = 5  # seconds between two checkpoints, or an epoch if that is longer; one
 
 
 def prepare():
-    """Set what makes the loop faster, once a process and before its first tensor."""
+    """Set what makes the loop faster, once a process and before it starts threads, which inherit the first."""
     torch.set_flush_denormal(True)  # Adam's moments of pixels that are always 0 become denormal
     torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -47,7 +47,7 @@ def train_epoch(model, batches, optimizer, noise=0.0):
     batch unevenly. `noise` times N(0, 1) is added to the inputs, never to the targets: a denoising
     autoencoder (Vincent et al., "Extracting and Composing Robust Features with Denoising Autoencoders", 2008).
     """
-    errors, pixels = torch.zeros(()), 0
+    errors, pixels = torch.zeros((), device=next(model.parameters()).device), 0
     for images, share in batches:
         inputs = images + noise * torch.randn_like(images) if noise else images
         error = F.mse_loss(model(inputs), images, reduction="sum")
@@ -70,9 +70,10 @@ def evaluate(model, images):
     return error / images.numel(), fired / len(images)
 
 
-def loss_curve(losses, title):
-    """Return a matplotlib Figure of the training loss per epoch."""
+def loss_curve(losses, name):
+    """Return a matplotlib Figure of the training loss per epoch on the data set `name`."""
     figure = Figure((7, 4), layout="constrained")
+    title = f"Training on {name}: loss {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last"
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="training loss (MSE)")
     axes.plot(range(1, len(losses) + 1), losses, "." if len(losses) == 1 else "-")
     axes.set_ylim(bottom=0)
@@ -102,18 +103,18 @@ def parser():
         "PyTorch's weights as the report does (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of weights, shuffling and noise (default: %(default)s)")
     add("--device", type=data.device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+        help="cpu, cuda, cuda:1 (default: cuda if there is one, else cpu)")
     add("--resume", action="store_true", help="go on from the .ckpt, if there is one, with its settings, to -e epochs")
     return parser
 
 
 def check(parser, args):
     """End with one line and status 2 where a number is out of its range."""
-    for option, value, low, high in (("-z", args.bottleneck, 1, 784), ("-e", args.epochs, 0, math.inf),
-                                     ("-b", args.batch_size, 1, math.inf), ("--noise", args.noise, 0, math.inf),
-                                     ("--lr", args.lr, 0, math.inf), ("--seed", args.seed, 0, 2**63 - 1)):
-        if not low <= value <= high or math.isinf(value):
-            parser.error(f"{option} {value}: must be {low} or more" + (f", at most {high}" if high < math.inf else ""))
+    for option, value, low, high in (("-z", args.bottleneck, 1, 784), ("-e", args.epochs, 0, 10**9),
+                                     ("-b", args.batch_size, 1, 10**9), ("--noise", args.noise, 0, 10**6),
+                                     ("--lr", args.lr, 0, 10**38), ("--seed", args.seed, 0, 2**63 - 1)):
+        if not low <= value <= high:
+            parser.error(f"{option} {value}: must be {low} or more, at most {high}")
 
 
 @contextmanager
@@ -148,8 +149,13 @@ def from_rank_0(value):
 
 def go_on(state, args, commands, argv, name, ckpt):
     """Return the arguments of a run that goes on from `state`; what was not said out loud is as it was."""
-    commands.set_defaults(**{key: state["settings"].get(key) for key in (*SETTINGS, "epochs")})
-    args = commands.parse_args(argv)
+    settings = {key: state["settings"].get(key) for key in (*SETTINGS, "epochs")}
+    if any(type(value) is not type(getattr(args, key)) for key, value in settings.items()):
+        raise checkpoint.CheckpointError(f"{ckpt} holds other settings than train.py's")
+    commands.set_defaults(**settings)
+    device, args = args.device, commands.parse_args(argv)
+    args.device = device  # of this process
+    check(commands, args)
     for key, ours in {"dataset": name, **{key: getattr(args, key) for key in SETTINGS}}.items():
         if ours != (theirs := state["settings"].get(key)):
             commands.error(f"{ckpt} was made with --{key.replace('_', '-')} {theirs}, not {ours}")
@@ -166,10 +172,10 @@ def run(argv):
     prepare()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
     if world > 1:
+        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
         if args.device.type == "cuda":
             args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(args.device)
-        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
 
@@ -182,12 +188,14 @@ def run(argv):
         name, train, test = load(name)  # what rank 0 found or downloaded, never a stand-in of its own
     weights = args.save or Path("outputs", name, "model.pth")
     plot = args.plot or Path("outputs", name, "loss.png")
-    ckpt = weights.with_suffix(".ckpt")
-    if len({weights, ckpt, plot}) < 3:
+    ckpt = Path(f"{weights}".removesuffix(".pth") + ".ckpt")
+    if len({os.path.realpath(path) for path in (weights, ckpt, plot)}) < 3:
         commands.error(f"-s {weights} -p {plot}: weights, .ckpt and loss curve need names of their own")
-    format = plot.suffix[1:] or "png"
-    if format not in Figure().canvas.get_supported_filetypes():
-        commands.error(f"-p {plot}: not a format of matplotlib's, try .png, .pdf or .svg")
+    format = plot.suffix[1:].lower() or "png"
+    try:
+        checkpoint.to_image(Figure(), format)
+    except (ValueError, RuntimeError, OSError):
+        commands.error(f"-p {plot}: no format that matplotlib can write here, try .png, .pdf or .svg")
     state = None
     if rank == 0:
         for path in (weights, ckpt, plot):
@@ -228,7 +236,7 @@ def run(argv):
         return failed
 
     batches = data.batches(train, args.batch_size, args.seed, rank, world)
-    state, saved, warned, trouble, signals = snapshot(), -math.inf, False, None, []
+    state, saved, warned, trouble, status, signals = snapshot(), -math.inf, False, None, 1, []
     with on_signals(lambda number, _: signals.append(number)):
         try:
             epochs = range(len(losses) + 1, args.epochs + 1)
@@ -244,6 +252,7 @@ def run(argv):
                     signals.extend([signal.SIGTERM] * int(both[1] > 0 and not signals))
                 if signals:
                     trouble = f"stopped by {signal.Signals(signals[0]).name} after {len(losses)} of {args.epochs} epochs"
+                    status = 128 + signals[0]
                     break
                 loss = loss.item()
                 if not math.isfinite(loss) or not all(p.isfinite().all() for p in model.parameters()):
@@ -258,10 +267,6 @@ def run(argv):
                     if failed and not warned:
                         print(f"warning: {failed[0]}; training goes on without a checkpoint", file=sys.stderr)
                         warned = True
-        except RuntimeError as error:
-            if world == 1:
-                raise
-            trouble = f"lost another process after {len(losses)} epochs ({str(error).splitlines()[0]})"
         finally:
             files = [weights, ckpt, plot] if losses else [weights, ckpt] if args.epochs == 0 else []
             failed = save(*files)
@@ -269,9 +274,9 @@ def run(argv):
         sys.exit(f"train.py: {'; '.join(failed)}: the old files are kept; make room and run it again")
     if files:
         print(f"wrote {', '.join(map(str, files))}")
-    if trouble and signals:
-        print(f"{trouble}; the same command with --resume goes on")
-        sys.exit(128 + signals[0])
+    if status > 1:
+        print(f"{trouble}; " + ("the same command with --resume goes on" if files else "nothing was saved"))
+        sys.exit(status)
     if trouble:
         sys.exit(f"train.py: {trouble}")
     if world > 1:
@@ -296,6 +301,11 @@ def main(argv=None):
             run(argv)
     except (data.DataError, checkpoint.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        sys.exit(f"train.py: process {dist.get_rank()} failed or lost another, what was saved can be resumed: "
+                 + str(error).partition("\n")[0])
 
 
 if __name__ == "__main__":

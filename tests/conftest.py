@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "agg"  # no test opens a window
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ del sys.argv[0]
 def command(script, *args, cwd, setup="", **options):
     """Start `python SCRIPT ARGS` on small glyphs, without a display; `setup` is Python to run before it."""
     code = f"{START}{setup}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     return subprocess.Popen([sys.executable, "-c", code, ROOT / script, *map(str, args)], cwd=cwd, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 

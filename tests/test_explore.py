@@ -91,6 +91,7 @@ def test_keys_and_button_choose_images_and_mix_goes_between_them(explorer):
     assert explorer.mix.val == 0
 
 
+@pytest.mark.browser
 def test_the_window_in_a_browser(tmp_path):
     """lab1.py --explore over WebAgg in headless Chromium: a slider dragged, the page changes."""
     browser, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -112,8 +113,9 @@ def test_the_window_in_a_browser(tmp_path):
     for switch in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
                    "--window-size=1300,800", f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(switch)
-    page = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    page = None
     try:
+        page = webdriver.Chrome(options, webdriver.ChromeService(driver))
         for _ in range(120):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -143,14 +145,15 @@ def test_the_window_in_a_browser(tmp_path):
         if os.environ.get("SCREENSHOT"):
             canvas.screenshot(os.environ["SCREENSHOT"])
     finally:
-        page.quit()
+        if page:
+            page.quit()
         server.terminate()
         server.wait()
         log.close()
 
 
 def redraws(explorer):
-    """Return the median time of a redraw in ms: `python tests/test_explore.py` prints it."""
+    """Return the median time of a redraw in ms: `PYTHONPATH=. python tests/test_explore.py` prints it."""
     times = []
     for i in range(40):
         start = time.perf_counter()
