@@ -214,12 +214,12 @@ def run(argv):
     if args.step in (None, 4):
         pairs = torch.stack([images[shown], outputs[shown]], 1)
         figures["reconstruction"] = strips(f"Reconstruction on {name}: input | output, mean MSE {mse['reconstruction']:.4f}",
-            pairs, [f"{i}: MSE {errors[i]:.4f}" for i in shown], 5)
+            pairs, [f"image {i}: MSE {errors[i]:.4f}" for i in shown], 5)
     if args.step in (None, 5):
         triples = torch.stack([images[shown], noisy[shown].clamp(0, 1), denoised[shown]], 1)
         figures["denoising"] = strips(f"Denoising on {name}: input | with {args.noise:g} x noise | output, "
             f"mean MSE {mse['noisy']:.4f} to {mse['denoised']:.4f}",
-            triples, [f"{i}: MSE {noisy_errors[i]:.4f} to {denoised_errors[i]:.4f}" for i in shown], 2)
+            triples, [f"image {i}: MSE {noisy_errors[i]:.4f} to {denoised_errors[i]:.4f}" for i in shown], 2)
     if args.step in (None, 6):
         starts, ends = shown[::2], shown[1::2] + [(shown[-1] + 1) % len(images)] * (len(shown) % 2)
         between = interpolate(model, images[starts], images[ends], args.steps)
