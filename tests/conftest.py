@@ -14,7 +14,7 @@ from torch import nn
 import data
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"train": 3000, "test": 600}
+SMALL = {"train": 2000, "test": 600}
 START = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})

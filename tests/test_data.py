@@ -153,7 +153,7 @@ def test_glyphs_are_the_same_every_time_and_look_like_mnist(small):
     _, train, test = data.load("glyphs", None, "train", "test")
     _, again = data.load("glyphs", None, "train")
     assert train.images.equal(again.images) and train.labels.equal(again.labels)
-    assert train.images.shape == (3000, 784) and test.images.shape == (600, 784) and train.images.dtype == torch.uint8
+    assert train.images.shape == (2000, 784) and test.images.shape == (600, 784) and train.images.dtype == torch.uint8
     assert not train.images[:600].equal(test.images)
     assert train.labels.unique().tolist() == list(range(10))
     assert 0.08 < data.to_float(train.images).mean() < 0.18  # MNIST: 0.13

@@ -49,7 +49,7 @@ def test_the_readmes_command(run, weights, tmp_path):
 
 @pytest.mark.parametrize("units", [2, 8, 32])
 def test_the_bottleneck_is_read_from_the_file(units, weights, small, tmp_path):
-    lab1.main(["-l", str(weights(units)), "--out", "out", *GLYPHS])
+    lab1.main(["-l", str(weights(units)), "--out", "out", "--step", "4", *GLYPHS])
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["bottleneck"] == units == len(metrics["share_of_images_on_which_each_unit_fires"])
 
@@ -128,7 +128,7 @@ def test_a_dead_unit_is_shown_as_dead(weights, small, capsys):
 def test_windows_open_after_the_files_are_written_where_there_is_a_display(weights, small, tmp_path, monkeypatch, recwarn):
     opened = []
     monkeypatch.setattr(plt, "show", lambda: opened.append((tmp_path / "out/metrics.json").exists()))
-    arguments = ["-l", str(weights()), "--out", "out", "--dataset", "glyphs"]
+    arguments = ["-l", str(weights()), "--out", "out", "--dataset", "glyphs", "--step", "4"]
     lab1.main(arguments)
     assert opened == [] and not recwarn.list
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
