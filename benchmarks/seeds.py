@@ -83,9 +83,10 @@ def figure(rows):
         for r in runs:
             if r["dead"] != "0":
                 axes.annotate(f"{r['dead']} dead", (int(r["seed"]), float(r["test_mse"])), (0, 6), ha="center",
-                              textcoords="offset points", fontsize=8, color=colour)
+                              textcoords="offset points", fontsize=7, color=colour)
     axes.axhline(REPORT, color="grey", linestyle=":", label="the report's own weights: 3 dead, 0.0280")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(float(row["test_mse"]) for row in rows))
+    axes.set_xticks(range(max(int(row["seed"]) for row in rows) + 1))
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return drawing
