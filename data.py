@@ -124,7 +124,7 @@ def from_torchvision(name, data_dir, splits):
     """Return [(images, labels), ...] of a data set of torchvision's, downloaded into `data_dir` on first use.
 
     Only the four archives are kept and trusted, after torchvision has checked their MD5: they are unpacked
-    into a scratch folder on every run (0.4 s), since torchvision reads an unpacked file without a check, even
+    into a scratch folder on every run (0.3 s), since torchvision reads an unpacked file without a check, even
     one that a killed run left half-written. Raises DataError.
     """
     try:
@@ -134,7 +134,7 @@ def from_torchvision(name, data_dir, splits):
         raise InstallationError(f"{error}: pip install -r requirements.txt") from error
     except (ImportError, RuntimeError) as error:  # RuntimeError: operator torchvision::nms does not exist
         raise InstallationError(f"torchvision {version('torchvision')} does not work beside torch {version('torch')}: "
-                        "pip install --force-reinstall torch torchvision") from error
+                                "pip install --force-reinstall torch torchvision") from error
     cls = getattr(datasets, DATASETS[name])
     raw = Path(data_dir, cls.__name__, "raw")
     with tempfile.TemporaryDirectory() as scratch:

@@ -48,6 +48,11 @@ def add_noise(images, noise, seed):
     return images + noise * torch.randn(images.shape, generator=generator).to(images.device)
 
 
+def mean_error(outputs, images):
+    """Return the MSE of each image, (N,)."""
+    return (outputs - images).square().mean(1)
+
+
 def interpolate(model, start, end, steps):
     """Return (pairs, steps, pixels): decoded codes, linear from `start`'s to `end`'s, both (pairs, pixels)."""
     t = torch.linspace(0, 1, steps, device=start.device)[:, None]
@@ -64,8 +69,8 @@ def carried(model, codes, images):
     for unit in range(codes.shape[1]):
         held = codes.clone()
         held[:, unit] = codes[:, unit].mean()
-        rises.append((model.decode(held) - images).square().mean())
-    rises = (torch.stack(rises) - (model.decode(codes) - images).square().mean()).clamp(min=0)
+        rises.append(mean_error(model.decode(held), images).mean())
+    rises = (torch.stack(rises) - mean_error(model.decode(codes), images).mean()).clamp(min=0)
     return rises / rises.sum().clamp(min=1e-12)
 
 
@@ -77,7 +82,7 @@ def units(model, codes, code, fires, shares, title):
     rows, captions = [], []
     for unit in order:
         moved = code.repeat(11, 1)
-        moved[:, unit] = torch.linspace(low[unit], high[unit], 11)
+        moved[:, unit] = torch.linspace(low[unit].item(), high[unit].item(), 11)
         rows.append(model.decode(moved) * (1 if fires[unit] > 0 else 0.3))
         captions.append(f"unit {unit}: {low[unit]:.1f} to {high[unit]:.1f}, fires on {fires[unit]:.0%}, carries {shares[unit]:.0%}"
                         if fires[unit] > 0 else f"unit {unit}: DEAD, fires on no test image")
@@ -139,11 +144,6 @@ def choose(wanted, labels, errors):
         else:
             raise ValueError(word)
     return chosen
-
-
-def mean_error(outputs, images):
-    """Return the MSE of each image, (N,)."""
-    return (outputs - images).square().mean(1)
 
 
 def interactive():
