@@ -139,12 +139,38 @@ def build(bottleneck, images, init="mean", lr=1e-3, seed=0):
     return model, optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min")
 
 
+def join(args):
+    """Join the other processes of the run, if torchrun started any, and return this one's rank and their number."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
+        if args.device.type == "cuda":
+            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(args.device)
+    return rank, world
+
+
 def from_rank_0(value):
     """Return rank 0's `value` in every process."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values)
     return values[0]
+
+
+def places(commands, args, name):
+    """Return the paths of the weights, the .ckpt and the loss curve of a run on data set `name`, and the curve's format."""
+    weights = args.save or Path("outputs", name, "model.pth")
+    plot = args.plot or Path("outputs", name, "loss.png")
+    ckpt = Path(f"{weights}".removesuffix(".pth") + ".ckpt")
+    if len({os.path.realpath(path) for path in (weights, ckpt, plot)}) < 3:
+        commands.error(f"-s {weights} -p {plot}: weights, .ckpt and loss curve need names of their own")
+    format = plot.suffix[1:].lower() or "png"
+    try:
+        checkpoint.to_image(Figure(), format)
+    except (ValueError, RuntimeError, OSError):
+        commands.error(f"-p {plot}: no format that matplotlib can write here, try .png, .pdf or .svg")
+    return weights, ckpt, plot, format
 
 
 def go_on(state, args, commands, argv, name, ckpt):
@@ -164,18 +190,25 @@ def go_on(state, args, commands, argv, name, ckpt):
     return args
 
 
+def summary(model, train, test, start):
+    """Print the last line of a run, begun at `start` of time.perf_counter(), with a warning on stderr where units are dead."""
+    mse, _ = evaluate(model, test.images)
+    _, fired = evaluate(model, train.images)
+    live, units = int((fired > 0).sum()), len(fired)
+    print(f"test MSE {mse:.5f}, PSNR {-10 * math.log10(mse):.1f} dB; {live} of {units} bottleneck units live; "
+          f"{time.perf_counter() - start:.1f} s")
+    if live < units:
+        print(f"warning: {units - live} of {units} bottleneck units never fire on the training images: "
+              f"the code has {live} dimensions", file=sys.stderr)
+
+
 def run(argv):
     start = time.perf_counter()
     commands = parser()
     args = commands.parse_args(argv)
     check(commands, args)
     prepare()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
-    if world > 1:
-        dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
-        if args.device.type == "cuda":
-            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(args.device)
+    rank, world = join(args)
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
 
@@ -186,16 +219,7 @@ def run(argv):
     name = from_rank_0(name)
     if rank > 0:
         name, train, test = load(name)  # what rank 0 found or downloaded, never a stand-in of its own
-    weights = args.save or Path("outputs", name, "model.pth")
-    plot = args.plot or Path("outputs", name, "loss.png")
-    ckpt = Path(f"{weights}".removesuffix(".pth") + ".ckpt")
-    if len({os.path.realpath(path) for path in (weights, ckpt, plot)}) < 3:
-        commands.error(f"-s {weights} -p {plot}: weights, .ckpt and loss curve need names of their own")
-    format = plot.suffix[1:].lower() or "png"
-    try:
-        checkpoint.to_image(Figure(), format)
-    except (ValueError, RuntimeError, OSError):
-        commands.error(f"-p {plot}: no format that matplotlib can write here, try .png, .pdf or .svg")
+    weights, ckpt, plot, format = places(commands, args, name)
     state = None
     if rank == 0:
         for path in (weights, ckpt, plot):
@@ -285,14 +309,7 @@ def run(argv):
         return
     if args.epochs == 0:
         print("no epochs: these are the weights of an untrained network")
-    mse, _ = evaluate(model, test.images)
-    _, fired = evaluate(model, train.images)
-    live = int((fired > 0).sum())
-    print(f"test MSE {mse:.5f}, PSNR {-10 * math.log10(mse):.1f} dB; {live} of {args.bottleneck} bottleneck units live; "
-          f"{time.perf_counter() - start:.1f} s")
-    if live < args.bottleneck:
-        print(f"warning: {args.bottleneck - live} of {args.bottleneck} bottleneck units never fire on the training "
-              f"images: the code has {live} dimensions", file=sys.stderr)
+    summary(model, train, test, start)
 
 
 def main(argv=None):
