@@ -140,13 +140,20 @@ def build(bottleneck, images, init="mean", lr=1e-3, seed=0):
 
 
 def join(args):
-    """Join the other processes of the run, if torchrun started any, and return this one's rank and their number."""
+    """Join the other processes of the run, if torchrun started any, and return this one's rank and their number.
+
+    On GPUs each process takes one of its own: args.device is set to it.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and args.device.type == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            sys.exit(f"train.py: process {local + 1} of this machine has no GPU of its own, there are {gpus}: "
+                     "lower --nproc_per_node or add --device cpu")
+        args.device = torch.device("cuda", local)
+        torch.cuda.set_device(args.device)
     if world > 1:
         dist.init_process_group("nccl" if args.device.type == "cuda" else "gloo")
-        if args.device.type == "cuda":
-            args.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(args.device)
     return rank, world
 
 

@@ -4,8 +4,8 @@
     python benchmarks/seeds.py --sizes 2 4 16 32 --seeds 3 --inits mean
     python benchmarks/seeds.py --noises 0.2 --seeds 5 --inits mean
 
-A line a run goes to the CSV: stopped with Ctrl-C, the same command goes on where it was. `--figure` draws
-the test MSE of every seed.
+A line a run goes to the CSV: stopped with Ctrl-C, the same command goes on where it was. Delete the CSV after a
+change of the start or the recipe. `--figure` draws the test MSE of every seed.
 """
 
 import argparse
@@ -34,7 +34,8 @@ RESULT = ("dead", "first_loss", "test_mse", "denoised_mse", "reached")
 
 def one_run(data_dir, threads, dataset, epochs, init, bottleneck, noise, seed):
     """Train once and return RESULT: units that never fire on the training images, the first epoch's mean loss,
-    the MSE on the test images, the same from 0.2 x noise, and the first epoch with REPORT's quality or ""."""
+    the MSE on the test images, the same with 0.2 x N(0, 1) added to the inputs, and the first epoch with REPORT's
+    quality or ""."""
     torch.set_num_threads(threads)
     train.prepare()
     _, images, test = data.load(dataset, data_dir, "train", "test")

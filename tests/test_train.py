@@ -241,8 +241,9 @@ def torchrun(processes, *args, cwd):
     """Start train.py on small glyphs in so many processes on this machine, as torchrun does."""
     (cwd / "start.py").write_text(f"{START}import train\ntrain.main(sys.argv)")
     return subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-                             "start.py", *FAST, *args], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+                             "start.py", *FAST, "--device", "cpu", *args], cwd=cwd, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def close(a, b, weights, losses):
