@@ -45,12 +45,12 @@ def pca_mse(images, components):
 def add_noise(images, noise, seed):
     """Return `images` + `noise` * N(0, 1), the same on every device for the same seed; not clipped, as in the lab."""
     generator = torch.Generator().manual_seed(seed)
-    return images + noise * torch.randn(images.shape, generator=generator).to(images.device)
+    return torch.randn(images.shape, generator=generator).to(images.device).mul_(noise).add_(images)  # in place: new memory is slow
 
 
 def mean_error(outputs, images):
     """Return the MSE of each image, (N,)."""
-    return (outputs - images).square().mean(1)
+    return (outputs - images).square_().mean(1)
 
 
 def interpolate(model, start, end, steps):
@@ -97,7 +97,7 @@ def strips(title, rows, captions, columns):
     figure.suptitle(title)
     for i, (row, caption) in enumerate(zip(rows, captions)):
         picture = torch.nn.functional.pad(row.view(length, 28, 28), (1, 1), value=1)  # a white gap between two images
-        axes = figure.add_subplot(height, columns, i + 1)
+        axes = figure.add_subplot(height, columns, i + 1, xticks=[], yticks=[])  # hidden ticks are laid out too: 0.2 s a figure
         axes.imshow(picture.permute(1, 0, 2).flatten(1).numpy(force=True), cmap="gray", vmin=0, vmax=1)
         axes.set_title(caption, fontsize=9)
         axes.axis("off")
