@@ -74,17 +74,17 @@ def table(rows, data_dir):
 
 
 def figure(rows):
-    """Return a figure of the test MSE of every seed, dead units written beside it."""
+    """Return a figure of the test MSE of every seed, the number of its dead units above it, if any."""
     drawing = Figure((8, 4), layout="constrained")
     axes = drawing.add_subplot(title="Test MSE after 50 epochs, MNIST, 8 units: one dot a seed", xlabel="seed", ylabel="test MSE")
-    for init, colour, text in (("report", "tab:red", "PyTorch's start, as in the report"),
+    for init, colour, text in (("report", "tab:red", "PyTorch's start, as in the report; above a dot: dead units"),
                                ("mean", "tab:blue", "this project's start")):
         runs = [row for row in rows if [row[k] for k in RUN[:-1]] == ["mnist", "50", init, "8", "0.0"]]
         axes.plot([int(r["seed"]) for r in runs], [float(r["test_mse"]) for r in runs], "o", color=colour, label=text)
         for r in runs:
             if r["dead"] != "0":
-                axes.annotate(f"{r['dead']} dead", (int(r["seed"]), float(r["test_mse"])), (0, 6), ha="center",
-                              textcoords="offset points", fontsize=7, color=colour)
+                axes.annotate(r["dead"], (int(r["seed"]), float(r["test_mse"])), (0, 6), ha="center",
+                              textcoords="offset points", fontsize=9, color=colour)
     axes.axhline(REPORT, color="grey", linestyle=":", label="the report's own weights: 3 dead, 0.0280")
     axes.set_ylim(0, 1.1 * max(float(row["test_mse"]) for row in rows))
     axes.set_xticks(range(max(int(row["seed"]) for row in rows) + 1))
