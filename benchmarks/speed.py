@@ -145,13 +145,13 @@ def compare(name, dataset, test, rounds, imports):
         return
     start = time.perf_counter()
     epoch, model = ours(dataset)
-    epochs = 0
-    while epochs < 50 and train.evaluate(model, test.images)[0] > REPORT:
+    mse, epochs = 1, 0
+    while mse > REPORT and epochs < 50:
         epoch()
-        epochs += 1
+        mse, epochs = train.evaluate(model, test.images)[0], epochs + 1
     took, theirs = time.perf_counter() - start, 50 * medians["the report's loop"]
-    print(f"to a test MSE of {REPORT}, seed 0: {epochs} epochs, {took:.1f} s; 50 epochs of the report's loop would take {theirs:.0f} s, "
-          f"{theirs / took:.0f} times as long")
+    print(f"to a test MSE of {mse:.5f} (the report's: {REPORT}), seed 0: {epochs} epochs, {took:.1f} s; "
+          f"50 epochs of the report's loop would take {theirs:.0f} s, {theirs / took:.0f} times as long")
 
 
 def child(*args):
