@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-import data
+from labkit import glyphs
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"train": 2000, "test": 600}
 START = f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
-import data
-data.SIZES = {SMALL}
+from labkit import data, glyphs
+glyphs.SIZES = {SMALL}
 del sys.argv[0]
 """
 
@@ -47,7 +47,7 @@ def run(tmp_path):
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Glyphs in a small number, and tmp_path as the current folder."""
-    monkeypatch.setattr(data, "SIZES", SMALL)
+    monkeypatch.setattr(glyphs, "SIZES", SMALL)
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,4 +1,3 @@
-import io
 import os
 import pickle
 import random
@@ -10,9 +9,10 @@ import pytest
 import torch
 from conftest import Report
 
-import checkpoint
 import train
+from labkit import checkpoint, data
 from model import autoencoderMLP4Layer
+from tests.damage import Hostile, zipped
 
 
 @pytest.fixture
@@ -80,32 +80,14 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
         checkpoint.require_writable("/dev/null")
 
 
-class Hostile:
-    """Unpickled with trust, creates a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
 def state(**changes):
     return Report().state_dict() | changes
-
-
-def zipped(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
 
 
 STRANGE = {
     "nothing": (b"", "damaged or no file"),
     "a text": (b"fc1.weight = 0\n", "damaged or no file"),
-    "another archive": (zipped(readme="hello"), "can't be read"),
+    "another archive": (zipped({"readme": "hello"}), "can't be read"),
     "a pickled module": (Report(), "ask its author for torch.save"),
     "a tensor": (torch.zeros(3), "holds Tensor; expected fc1.weight"),
     "an empty dictionary": ({}, "holds nothing; expected fc1.weight"),
@@ -140,9 +122,9 @@ def test_no_code_in_a_file_is_run(tmp_path):
     inside = zipfile.ZipFile(path)
     assert any(b"open" in inside.read(name) for name in inside.namelist())  # the bait is in the file
     plain = pickle.dumps(Hostile(marker))
-    for content in (path.read_bytes(), plain, zipped(**{"archive/data.pkl": plain})):
+    for content in (path.read_bytes(), plain, zipped({"archive/data.pkl": plain})):
         path.write_bytes(content)
-        for load in (checkpoint.load_weights, checkpoint.load_state):
+        for load in (checkpoint.load_weights, load_checkpoint):
             with pytest.raises(checkpoint.CheckpointError):
                 load(path)
     assert not marker.exists()
@@ -162,16 +144,23 @@ def test_mutated_files_load_as_they_were_or_are_refused(weights):
             assert all(loaded[name].equal(good[name]) for name in good)
 
 
+def load_checkpoint(path):
+    return checkpoint.load_checkpoint(path, train.DEFAULTS)
+
+
 def test_a_checkpoint_of_something_else_is_refused(weights, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of train.py"):
-        checkpoint.load_state(weights)
-    strange = {"model": Report().state_dict(), "optimizer": {}, "scheduler": {}, "losses": [], "settings": {}}
-    checkpoint.write(tmp_path / "strange.ckpt", checkpoint.to_bytes(strange))
-    model, optimizer, scheduler = train.build(8, torch.zeros(2, 784, dtype=torch.uint8))
-    read = checkpoint.load_state(tmp_path / "strange.ckpt")
-    with pytest.raises(checkpoint.CheckpointError, match="its optimizer does not fit"):
-        checkpoint.restore(read, "strange.ckpt", {"model": model, "optimizer": optimizer, "scheduler": scheduler})
-    for key, value in (("losses", ["0.1"]), ("settings", {"lr": [1]}), ("losses", 3)):
-        checkpoint.write(tmp_path / "strange.ckpt", checkpoint.to_bytes(strange | {key: value}))
-        with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of train.py"):
-            checkpoint.load_state(tmp_path / "strange.ckpt")
+        load_checkpoint(weights)
+
+    path, settings = tmp_path / "strange.ckpt", train.DEFAULTS | {"dataset": "glyphs"}
+    strange = {"model": Report().state_dict(), "optimizer": {}, "history": [], "settings": settings}
+    checkpoint.write(path, checkpoint.to_bytes(strange))
+    run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
+    with pytest.raises(checkpoint.CheckpointError, match="optimizer has other entries than state, param_groups"):
+        checkpoint.restore(load_checkpoint(path), path, *run, steps=0)
+
+    for key, value, words in (("history", ["0.1"], "history, epoch 1 is of type str"), ("history", 3, "history is of type int"),
+                              ("settings", settings | {"lr": [1]}, "settings, lr is of type list")):
+        checkpoint.write(path, checkpoint.to_bytes(strange | {key: value}))
+        with pytest.raises(checkpoint.CheckpointError, match=words):
+            load_checkpoint(path)

@@ -11,13 +11,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import data
-
-
-def idx(tensor):
-    """Return a uint8 tensor in the IDX format, gzipped."""
-    head = bytes([0, 0, 8, tensor.dim()]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
-    return gzip.compress(head + tensor.numpy().tobytes(), mtime=0)
+from labkit import data
+from tests import damage
 
 
 @pytest.fixture
@@ -27,9 +22,11 @@ def archives(monkeypatch):
 
     images = torch.arange(30 * 784).remainder(256).to(torch.uint8).view(30, 28, 28)
     labels = torch.arange(30).remainder(10).to(torch.uint8)
-    files = {"train-images-idx3-ubyte.gz": idx(images[:20]), "train-labels-idx1-ubyte.gz": idx(labels[:20]),
-             "t10k-images-idx3-ubyte.gz": idx(images[20:]), "t10k-labels-idx1-ubyte.gz": idx(labels[20:])}
-    monkeypatch.setattr(MNIST, "resources", [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()])
+    tensors = images[:20], labels[:20], images[20:], labels[20:]
+    names = (*data.ARCHIVES["train"], *data.ARCHIVES["test"])
+    files = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
+    checksums = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
+    monkeypatch.setattr(MNIST, "resources", checksums)
     return files
 
 
@@ -167,20 +164,22 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(small):
 
     def epoch(batches, number):
         batches.sampler.set_epoch(number)
-        return [(x.flatten() * 255).round().int().tolist() for x, _ in batches]
+        return [(x.flatten() * 255).round().int().tolist() for x in batches]
 
     first, second = epoch(batches, 1), epoch(batches, 2)
     assert [len(b) for b in first] == [32, 32, 32, 4] == [len(b) for b in second] and len(batches) == 4
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(100)) and first != second
     assert epoch(batches, 1) == first != epoch(data.batches(images, 32, seed=2), 1)
-    parts = [epoch(data.batches(images, 32, 1, rank, 3), 1) for rank in range(3)]
-    assert [sorted(sum(shares, [])) for shares in zip(*parts)] == [sorted(batch) for batch in first]
+    halves = [epoch(data.batches(images, 32, 1, rank, 2), 1) for rank in range(2)]
+    assert [sorted(sum(batch, [])) for batch in zip(*halves)] == [sorted(batch) for batch in first]
+    thirds = [epoch(data.batches(images, 33, 1, rank, 3), 1) for rank in range(3)]
+    assert [[len(batch) for batch in third] for third in thirds] == [[11, 11, 11]] * 3  # one of 100 is left out
 
 
 def test_a_batch_is_float32_in_0_1(small):
     _, images = data.load("glyphs", None, "test")
-    batch, share = next(iter(data.batches(images, 64, seed=0)))
-    assert batch.dtype == torch.float32 and batch.shape == (64, 784) and share == 64 * 784
+    batch = next(iter(data.batches(images, 64, seed=0)))
+    assert batch.dtype == torch.float32 and batch.shape == (64, 784)
     assert batch.min() == 0 and batch.max() == 1
 
 

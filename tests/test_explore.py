@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT, Report
 from matplotlib.backend_bases import KeyEvent, MouseButton, MouseEvent
 
-import data
 from explore import Explorer
+from labkit import data
 from model import autoencoderMLP4Layer
 
 

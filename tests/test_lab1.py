@@ -5,10 +5,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import Report
+from matplotlib.figure import Figure
 
-import checkpoint
-import data
 import lab1
+from labkit import checkpoint, data, metrics
 
 GLYPHS = ("--dataset", "glyphs", "--no-show")
 
@@ -49,23 +49,25 @@ def test_the_readmes_command(run, weights, tmp_path):
 
 @pytest.mark.parametrize("units", [2, 8, 32])
 def test_the_bottleneck_is_read_from_the_file(units, weights, small, tmp_path):
-    lab1.main(["-l", str(weights(units)), "--out", "out", "--step", "4", *GLYPHS])
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["bottleneck"] == units == len(metrics["share_of_images_on_which_each_unit_fires"])
+    lab1.main(["-l", str(weights(units)), "--out", "out", *GLYPHS])
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())["bottleneck"]
+    assert numbers["units"] == units == len(numbers["active_fraction_of_each_unit"])
 
 
 def test_the_numbers_are_those_of_the_whole_test_set(weights, small, tmp_path):
     lab1.main(["-l", str(weights()), "--out", "out", "--noise", "0.3", *GLYPHS])
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
     test = data.load("glyphs", None, "test")[1]
     images, model = test.images / 255, checkpoint.load_weights("model.pth")
     errors = (model(images) - images) ** 2
-    assert metrics["mse"]["reconstruction"] == pytest.approx(errors.mean().item(), rel=1e-5)
-    assert metrics["mse"]["noisy"] == pytest.approx(0.09, rel=0.02)
-    assert metrics["psnr_db"]["noisy"] == pytest.approx(10.46, abs=0.1)
-    assert metrics["mse_of_each_digit"]["3"] == pytest.approx(errors[test.labels == 3].mean().item(), rel=1e-5)
-    assert metrics["denoised_mse_at_noise"]["0.3"] == pytest.approx(metrics["mse"]["denoised"], rel=1e-5)
-    assert metrics["live_units"] == 8 and sum(metrics["share_of_reconstruction_that_each_unit_carries"]) == pytest.approx(1)
+    reconstruction, denoising, units = (numbers[test] for test in ("reconstruction", "denoising", "bottleneck"))
+    assert reconstruction["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert denoising["noisy_mse"] == pytest.approx(0.09, rel=0.02)
+    assert denoising["noisy_psnr_db"] == pytest.approx(10.46, abs=0.1)
+    threes = errors[test.labels == 3].mean().item()
+    assert reconstruction["mse_of_each_digit"]["3"] == pytest.approx(threes, rel=1e-5)
+    assert denoising["mse_at_noise"]["0.3"] == pytest.approx(denoising["mse"], rel=1e-5)
+    assert units["live_units"] == 8 and sum(units["importance_of_each_unit"]) == pytest.approx(1)
 
 
 def test_pca_is_the_best_linear_code():
@@ -73,8 +75,8 @@ def test_pca_is_the_best_linear_code():
     centred = images - images.mean(0)
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     residual = centred - u[:, :5] * s[:5] @ v[:5]
-    assert lab1.pca_mse(images, 5) == pytest.approx(residual.square().mean().item(), rel=1e-4)
-    assert lab1.pca_mse(images, 30) == pytest.approx(0, abs=1e-6)
+    assert metrics.pca_mse(images, 5) == pytest.approx(residual.square().mean().item(), rel=1e-4)
+    assert metrics.pca_mse(images, 30) == pytest.approx(0, abs=1e-6)
 
 
 def test_interpolation_is_linear_between_the_codes(weights):
@@ -90,9 +92,9 @@ def test_interpolation_is_linear_between_the_codes(weights):
 
 def test_noise_is_the_same_for_the_same_seed():
     images = torch.zeros(50, 784)
-    noisy = lab1.add_noise(images, 0.2, seed=0)
-    assert noisy.equal(lab1.add_noise(images, 0.2, seed=0)) and not noisy.equal(lab1.add_noise(images, 0.2, seed=1))
-    assert noisy.std() == pytest.approx(0.2, rel=0.02)
+    noise = metrics.normal_like(images, seed=0)
+    assert noise.equal(metrics.normal_like(images, seed=0)) and not noise.equal(metrics.normal_like(images, seed=1))
+    assert noise.std() == pytest.approx(1, rel=0.02)
 
 
 def test_which_images():
@@ -114,20 +116,20 @@ def test_steps_and_images_of_choice(args, weights, small, tmp_path):
 
 def test_a_dead_unit_is_shown_as_dead(weights, small, capsys):
     model = checkpoint.load_weights(weights(4, dead=[2]))
-    images = data.to_float(data.load("glyphs", None, "test")[1].images)
+    test = data.load("glyphs", None, "test")[1]
+    lab, figure = lab1.Lab(model, "glyphs", data.to_float(test.images), test.labels, [0], 0.2, 8, 0), Figure()
     with torch.inference_mode():
-        codes = model.encode(images)
-        shares = lab1.carried(model, codes, images)
-        figure = lab1.units(model, codes, codes[0], (codes > 0).float().mean(0), shares, "title")
-    texts = [axes.get_title() for axes in figure.axes]
-    assert shares[2] == 0 and texts[-1] == "unit 2: DEAD, fires on no test image" and "DEAD" not in "".join(texts[:-1])
+        numbers = lab1.bottleneck(lab, figure)
+    captions = [axes.get_title() for axes in figure.axes]
+    assert numbers["importance_of_each_unit"][2] == 0 and captions[-1] == "unit 2: DEAD, active on no test image"
+    assert "DEAD" not in "".join(captions[:-1])
     lab1.main(["-l", "model.pth", "--out", "out", *GLYPHS])
     assert "3 of 4 units live" in capsys.readouterr().out
 
 
 def test_windows_open_after_the_files_are_written_where_there_is_a_display(weights, small, tmp_path, monkeypatch, recwarn):
     opened = []
-    monkeypatch.setattr(plt, "show", lambda: opened.append((tmp_path / "out/metrics.json").exists()))
+    monkeypatch.setattr(plt, "show", lambda: opened.append((tmp_path / "out/reconstruction.png").exists()))
     arguments = ["-l", str(weights()), "--out", "out", "--dataset", "glyphs", "--step", "4"]
     lab1.main(arguments)
     assert opened == [] and not recwarn.list

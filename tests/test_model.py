@@ -2,8 +2,9 @@ import pytest
 import torch
 from conftest import Report
 
-import data
 import train
+from labkit import data, metrics
+from labkit.job import Job
 from model import autoencoderMLP4Layer
 
 
@@ -32,12 +33,12 @@ def test_tensors_of_another_size_are_refused():
 
 
 def dead_after_a_short_run(images, init, seed):
-    model, optimizer, _ = train.build(8, images.images, init, seed=seed)
+    model, optimizer, _ = train.build(8, images, init, seed=seed)
     batches = data.batches(images, 128, seed)
     for epoch in range(2):
         batches.sampler.set_epoch(epoch)
-        train.train_epoch(model, batches, optimizer)
-    return int((train.evaluate(model, images.images)[1] == 0).sum())
+        train.train_epoch(model, batches, optimizer, 0, Job("cpu"))
+    return int((metrics.evaluate(model, images.in_order())[1] == 0).sum())
 
 
 def test_no_unit_dies_from_our_start_and_some_do_from_pytorchs(small):
@@ -48,7 +49,7 @@ def test_no_unit_dies_from_our_start_and_some_do_from_pytorchs(small):
 
 def test_our_start_paints_the_mean_image(small):
     _, images = data.load("glyphs", None, "train")
-    model, _, _ = train.build(8, images.images)
+    model, _, _ = train.build(8, images)
     painted = model(data.to_float(images.images[:100])).mean(0)
     mean = data.to_float(images.images).mean(0)
     assert (painted - mean).abs().mean() < 0.03 < (0.5 - mean).abs().mean()

@@ -1,0 +1,298 @@
+"""Files to disk and back: whole or absent, read without running code, checked before use.
+
+`model.pth` is a plain state_dict, the eight tensors fc1.weight ... fc4.bias, so that weights travel both
+ways between this project and other solutions of the lab. `model.ckpt` is what --resume needs.
+"""
+
+import copy
+import io
+import math
+import os
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from labkit import LabError, UsageError, figures
+from model import autoencoderMLP4Layer
+
+LEGACY_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch before 1.6 begins a file: no zip
+EVERY = 5  # seconds between two checkpoints, or an epoch if that is longer; writing one takes 0.02 s
+
+
+STATE = ("model", "optimizer", "history", "settings")  # of a run, in its checkpoint
+EPOCH = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # in its history
+
+
+class CheckpointError(LabError):
+    """A file that is not what it should be; the text names the file, what was found and what was expected."""
+
+
+class SaveError(LabError):
+    """Files that could not be written."""
+
+
+def temporary_path(path):
+    """Return the path of the file that becomes `path`, or what `path` links to, once it is complete."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def require_writable(path):
+    """Make the folder of `path`; raise OSError unless a file can be written there.
+
+    For use before the work: afterwards it would be lost.
+    """
+    if not Path(path).name or Path(path).exists() and not Path(path).is_file():  # /dev/null would be replaced
+        raise OSError(f"{path} is not a regular file")
+    temporary = temporary_path(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()
+    temporary.unlink()
+
+
+def write(path, content):
+    """Write bytes atomically: `path` is at any moment absent, its old self or complete. Raises OSError."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
+        os.replace(temporary, os.path.realpath(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_bytes(state):
+    """Return `state` (tensors in dicts, lists and numbers) in torch.save's format."""
+    buffer = io.BytesIO()  # torch.save straight to a full disk ends in a RuntimeError without the reason
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
+class RunFiles:
+    """The files of a training run: `weights`, `checkpoint` and `plot`, paths; rank 0 alone writes them.
+
+    Whatever ends the run, they show it as it was when keep() was last called, after a whole epoch.
+    """
+
+    def __init__(self, weights, plot, dataset, options, rank=0):
+        self.weights, self.checkpoint, self.plot = Path(weights), checkpoint_path(weights), Path(plot)
+        self.dataset, self.options, self.rank = dataset, options, rank
+        self.format = self.plot.suffix[1:].lower() or "png"
+        self.state = None
+        self.saved_at = -math.inf
+        self.warned = False
+
+    def require_writable(self):
+        """Raise UsageError or OSError unless each of the files can be written."""
+        paths = self.weights, self.checkpoint, self.plot
+        if len({os.path.realpath(path) for path in paths}) < 3:
+            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt and loss curve need names "
+                             "of their own")
+        if not figures.is_format(self.format):
+            raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
+                             "try .png, .pdf or .svg")
+        for path in paths:
+            require_writable(path)
+
+    def keep(self, model, optimizer, history, args):
+        """Keep a copy of the run as it is after a whole epoch."""
+        if self.rank == 0:
+            settings = {option: getattr(args, option) for option in self.options} | {"dataset": self.dataset}
+            self.state = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                                        "history": history, "settings": settings})
+
+    def write_checkpoint(self):
+        """Write the checkpoint if the last one is EVERY seconds old; warn, once, where that fails."""
+        if self.rank > 0 or time.monotonic() - self.saved_at < EVERY:
+            return
+        try:
+            write(self.checkpoint, to_bytes(self.state))
+        except OSError as error:
+            if not self.warned:
+                print(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a checkpoint",
+                      file=sys.stderr)
+            self.warned = True
+        self.saved_at = time.monotonic()
+
+    def write_all(self):
+        """Write every file, the loss curve once there is an epoch to draw. Raises SaveError."""
+        if self.rank > 0:
+            return
+        weights = {name: tensor.cpu() for name, tensor in self.state["model"].items()}
+        contents = {self.weights: to_bytes(weights), self.checkpoint: to_bytes(self.state)}
+        if self.state["history"]:
+            figure = Figure()
+            figures.loss_curve(figure, self.state["history"], self.dataset)
+            contents[self.plot] = figures.to_bytes(figure, self.format)
+
+        failed = []
+        for path, content in contents.items():
+            try:
+                write(path, content)
+            except OSError as error:
+                failed.append(f"{path}: {error.strerror}")
+        if failed:
+            raise SaveError(f"{'; '.join(failed)}: the old files are kept; make room and run it again")
+        done, epochs = len(self.state["history"]), self.state["settings"]["epochs"]
+        print(f"wrote {', '.join(map(str, contents))} after {done} of {epochs} epochs")
+
+
+def checkpoint_path(weights):
+    """Return where the checkpoint of the run lies that writes `weights`."""
+    return Path(f"{weights}".removesuffix(".pth") + ".ckpt")
+
+
+def read(path):
+    """Return what torch.save wrote to `path`, on the CPU. Raises CheckpointError, OSError.
+
+    A zip archive stores a CRC-32 of every member, which torch.load does not compare: one flipped bit
+    would load as another weight. `weights_only` keeps pickles from calling anything but tensor builders.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path} is {'not a file' if Path(path).exists() else 'not there'}")
+    content = Path(path).read_bytes()
+    try:
+        if not content.startswith(LEGACY_FORMAT):
+            require_checksums(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is refused below anyway
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is damaged or no file of torch.save's ({error})") from error
+    except Exception as error:  # a hostile pickle can raise anything
+        if "Unsupported global" in str(error) or "weights_only" in str(error):
+            raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
+                                  "torch.save(model.state_dict(), ...)") from error
+        raise CheckpointError(f"{path} can't be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def require_checksums(content):
+    """Raise BadZipFile unless the bytes are a zip archive as torch.save writes it, without a flipped bit."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(member.compress_type for member in archive.infolist()):  # a bomb: torch.save does not compress
+            raise zipfile.BadZipFile("compressed members")
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
+def load_weights(path, N_input=784):
+    """Return the autoencoder whose weights `path` holds; the bottleneck's size is the file's.
+
+    Raises CheckpointError for anything but eight finite float32 tensors of that network, and OSError.
+    """
+    return network(read(path), path, N_input)
+
+
+def network(state, path, N_input=784):
+    """Return an autoencoder with the weights `state`, which came from `path`. Raises CheckpointError."""
+    with torch.device("meta"):  # sizes without memory
+        names = list(autoencoderMLP4Layer().state_dict())
+    if not isinstance(state, dict) or set(state) != set(names):
+        found = type(state).__name__
+        if isinstance(state, dict):
+            found = ", ".join(map(repr, list(state)[:9])) or "nothing"
+        raise CheckpointError(f"{path} holds {found}; expected {', '.join(names)}")
+
+    for name in names:
+        require_dense(state[name], torch.float32, f"{path}: {name}")
+    N_bottleneck = max(state["fc2.bias"].numel(), 1)
+    with torch.device("meta"):
+        expected = autoencoderMLP4Layer(N_input, N_bottleneck, N_input).state_dict()
+    for name in names:
+        require_tensor(state[name], expected[name], f"{path}: {name}")
+
+    model = autoencoderMLP4Layer(N_input, N_bottleneck, N_input)
+    model.load_state_dict(state)
+    return model
+
+
+def require_dense(tensor, dtype, name):
+    """Raise CheckpointError unless `tensor`, called `name`, is a tensor whose numbers are all in the file."""
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.layout != torch.strided:
+        found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise CheckpointError(f"{name} is {found}; expected a dense tensor of {dtype}")
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise CheckpointError(f"{name} says it has {tensor.numel():,} elements, more than the file holds")
+
+
+def require_tensor(tensor, expected, name):
+    """Raise CheckpointError unless `tensor` has the dtype and the shape of `expected`, and finite numbers."""
+    require_dense(tensor, expected.dtype, name)
+    if tensor.shape != expected.shape:
+        raise CheckpointError(f"{name} is {tuple(tensor.shape)}; expected {tuple(expected.shape)}")
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{name} holds NaN or infinite numbers; train it anew with a lower --lr")
+
+
+def require_like(found, expected, name, exact=False):
+    """Raise CheckpointError unless `found` has the keys, types and lengths of `expected`, and no NaN.
+
+    `name` says in the text which entry it is; with `exact`, numbers and strings have to be equal, too.
+    """
+    if isinstance(expected, torch.Tensor):
+        return require_tensor(found, expected, name)
+
+    kind = dict if isinstance(expected, dict) else type(expected)
+    if (dict if isinstance(found, dict) else type(found)) is not kind:
+        raise CheckpointError(f"{name} is of type {type(found).__name__}; expected {kind.__name__}")
+    if kind is dict:
+        if set(found) != set(expected):
+            raise CheckpointError(f"{name} has other entries than {', '.join(map(str, expected))}")
+        for key in expected:
+            require_like(found[key], expected[key], f"{name}, {key}", exact)
+    elif kind in (list, tuple):
+        require_like(dict(enumerate(found)), dict(enumerate(expected)), name, exact)
+    elif exact and found != expected:
+        raise CheckpointError(f"{name} is {found!r}; expected {expected!r}")
+    elif kind is float and not math.isfinite(found):
+        raise CheckpointError(f"{name} is {found}; expected a finite number")
+
+
+def load_checkpoint(path, options):
+    """Return the state of the run that `path` holds; its settings are of the types of `options`.
+
+    Raises CheckpointError, OSError.
+    """
+    state = read(path)
+    if not isinstance(state, dict) or set(state) != {*STATE}:
+        raise CheckpointError(f"{path} is no checkpoint of train.py: expected {', '.join(STATE)}")
+    require_like(state["settings"], options | {"dataset": ""}, f"{path}: settings")
+    if not isinstance(state["history"], list):
+        raise CheckpointError(f"{path}: history is of type {type(state['history']).__name__}; expected list")
+    for number, epoch in enumerate(state["history"], 1):
+        require_like(epoch, EPOCH, f"{path}: history, epoch {number}")
+        if epoch["epoch"] != number or min(epoch.values()) < 0 or max(epoch["loss"], epoch["test_loss"]) > 1:
+            raise CheckpointError(f"{path}: history, epoch {number} is {epoch}; expected losses from 0 to 1")
+    if network(state["model"], path).fc2.out_features != state["settings"]["bottleneck"]:
+        raise CheckpointError(f"{path}: model and settings have bottlenecks of different sizes")
+    return state
+
+
+def restore(state, path, model, optimizer, scheduler, steps):
+    """Bring a fresh model, Adam and ReduceLROnPlateau to `state`, read from `path`, after so many steps.
+
+    The scheduler's own state, and the learning rate with it, follow from the losses. Raises CheckpointError.
+    """
+    if steps > 0:  # a step without a gradient gives Adam the state that a checkpoint has to match
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+    for row in state["history"]:
+        scheduler.step(row["loss"])
+
+    found, expected = state["optimizer"], optimizer.state_dict()
+    require_like(found, expected, f"{path}: optimizer")
+    require_like(found["param_groups"], expected["param_groups"], f"{path}: optimizer", exact=True)
+    for number, moments in found["state"].items():
+        if moments["step"] != steps or (moments["exp_avg_sq"] < 0).any():
+            raise CheckpointError(f"{path}: optimizer, state, {number} is not of {steps} steps of Adam")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(found)

@@ -1,0 +1,99 @@
+"""Every picture: the loss curve, rows of images, what each unit does. Each is drawn into an empty Figure."""
+
+import io
+import math
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+MAX_HEIGHT = 10  # inches: a screen
+
+
+def to_bytes(figure, format="png"):
+    """Return a Figure as the bytes of a file in one of matplotlib's formats. Raises ValueError for others."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=150)
+    return buffer.getbuffer()
+
+
+def is_format(format):
+    """Return whether matplotlib can write `format`, "png" for example, on this machine."""
+    try:
+        return bool(to_bytes(Figure(), format))
+    except (ValueError, RuntimeError, OSError):
+        return False
+
+
+def loss_curve(figure, history, dataset):
+    """Draw the training loss of every epoch in `history` on `dataset`."""
+    losses = [epoch["loss"] for epoch in history]
+    figure.set_layout_engine("constrained")
+    figure.set_size_inches(7, 4)
+    title = f"Training on {dataset}: loss {losses[0]:.4f} in the first epoch, {losses[-1]:.4f} in the last"
+    axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="training loss (MSE)")
+    axes.plot(range(1, len(losses) + 1), losses, "." if len(losses) == 1 else "-")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def image_rows(figure, title, rows, captions, columns):
+    """Draw rows of grey images, (count, images per row, 784) in [0, 1], in at least so many columns.
+
+    More columns keep the figure from growing taller than a screen. Return the axes, one per row.
+    """
+    count, length, _ = rows.shape
+    width = 10 if count <= 30 else 16  # inches
+    while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT:
+        columns += 1
+    figure.set_layout_engine("constrained")
+    figure.set_size_inches(width, rows_height(count, length, columns, width))
+    figure.suptitle(title)
+    fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # that fits into a column
+
+    pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
+    pictures = pictures.transpose(1, 2).flatten(2).numpy(force=True)
+    for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
+        axes = figure.add_subplot(math.ceil(count / columns), columns, number, xticks=[], yticks=[])
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(caption, fontsize=fontsize)
+        axes.axis("off")
+    return figure.axes
+
+
+def rows_height(count, length, columns, width):
+    """Return the height in inches of a figure of so many rows of images, with their captions and a title."""
+    return 0.5 + math.ceil(count / columns) * (width * 0.98 / columns / length + 0.22)
+
+
+def unit_rows(figure, title, examples, rows, captions, positions):
+    """Draw an image and its reconstruction, `examples` (2, 784), and below them what each unit does.
+
+    `rows` (units, images, 784) show it over the unit's range; `positions` (units,), from 0 to 1, are where
+    the image itself stands on them.
+    """
+    _, length, pixels = rows.shape
+    blank = torch.ones(1, length - 2, pixels, device=rows.device)
+    first = torch.cat([examples[None], blank], 1)
+    title += "\nred: where the image itself stands; carries: what holding a unit at its mean costs"
+    columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
+    captions = ["input | output", *captions]
+    first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)
+    for axes, position in zip(unit_axes, positions.tolist()):
+        axes.autoscale(False)
+        x = 14.5 + 30 * (length - 1) * min(max(position, 0), 1)  # an image and its gap are 30 pixels wide
+        axes.plot(x, 28, "^", color="tab:red", markersize=5, clip_on=False)
+
+
+def interactive_pyplot():
+    """Return matplotlib.pyplot where it opens windows, else None."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"} & os.environ.keys():
+        return None  # without the import, which takes longer than a figure
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    windowless = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+    return None if windowless else plt
