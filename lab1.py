@@ -22,7 +22,8 @@ from labkit import LabError, UsageError, checkpoint, cli, data, figures, metrics
 from labkit.job import choose_device, exiting_on_signals
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # that step 5 compares
-UNITS_DRAWN = 30  # of the bottleneck, at the most
+MAX_SHOWN = 100  # images in a figure
+MAX_UNITS = 30  # of the bottleneck in a figure
 
 
 class Lab(NamedTuple):
@@ -113,7 +114,7 @@ def bottleneck(lab, figure):
     print(f"{live} of {len(activity)} units live on the test images; active on (%) "
           + " ".join(f"{100 * fraction:.0f}" for fraction in activity))
 
-    order = (importance + (activity > 0)).argsort(descending=True)[:UNITS_DRAWN].tolist()  # dead ones last
+    order = (importance + (activity > 0)).argsort(descending=True)[:MAX_UNITS].tolist()  # dead ones last
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
     code, image = codes[lab.shown[0]], lab.images[lab.shown[0]]
     rows, captions = [], []
@@ -157,6 +158,8 @@ def choose(words, labels, errors):
             raise UsageError(f"-i {word}: takes indices from 0 to {len(labels) - 1}, worst, best, "
                              "digit=0 ... digit=9")
         chosen += found
+    if len(chosen) > MAX_SHOWN:
+        raise UsageError(f"-i names {len(chosen)} images: a figure shows {MAX_SHOWN} at the most")
     return chosen
 
 

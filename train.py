@@ -123,11 +123,15 @@ def print_summary(model, train_set, test_set, history, start):
     mse = metrics.evaluate(model, test_set.in_order())[0].item()
     activity = metrics.evaluate(model, train_set.in_order())[1]
     live, units = int((activity > 0).sum()), len(activity)
-    print(f"test MSE {mse:.5f}, PSNR {metrics.psnr(mse):.1f} dB; {live} of {units} bottleneck units live; "
-          f"{time.perf_counter() - start:.1f} s")
+    print(f"test MSE {mse:.5f}, PSNR {metrics.psnr(mse):.1f} dB; {live} of {units} bottleneck units live "
+          f"on the training images; {time.perf_counter() - start:.1f} s")
+
     if live < units:
         print(f"warning: {units - live} of {units} bottleneck units never fire on the training images: "
               f"the code has {live} dimensions", file=sys.stderr)
+    if history and mse > 0.99 * metrics.constant_mse(train_set.mean(), test_set.in_order()):
+        print("warning: the network does no better than the mean image: try another --lr, more epochs "
+              "or --init mean", file=sys.stderr)
 
 
 def settle_options(args, world_size):

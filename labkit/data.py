@@ -31,11 +31,15 @@ TIMEOUT = 5  # seconds without an answer; torchvision tries two mirrors
 
 
 class DataError(LabError):
-    """A data set that is unavailable; the text says what to do."""
+    """Images that cannot be used; the text says why and what to do."""
 
 
-class InstallationError(DataError):
-    """A torchvision that does not work; the text says what to install."""
+class UnavailableError(DataError):
+    """A data set that is neither on disk nor can be downloaded: the problem, and what to do."""
+
+    def __init__(self, problem, cure):
+        super().__init__(f"{problem}: {cure}, or use --dataset glyphs")
+        self.problem, self.cure = problem, cure
 
 
 class Images(Dataset):
@@ -129,11 +133,12 @@ def load(dataset, data_dir, *splits):
         return name, *(Images(*glyphs.load(split)) for split in splits)
     try:
         return name, *load_archives(name, Path(data_dir), splits)
-    except DataError as error:
-        if dataset or isinstance(error, InstallationError):
+    except UnavailableError as error:
+        if dataset:
             raise
-        print(f"warning: {error}\nwarning: using glyphs instead, digits drawn from fonts: "
-              "their figures are not MNIST's", file=sys.stderr)
+        print(f"warning: {error.cure} for results on MNIST: {error.problem}", file=sys.stderr)
+        print("warning: using glyphs instead, digits drawn from fonts: their results are not MNIST's",
+              file=sys.stderr)
         return load("glyphs", data_dir, *splits)
 
 
@@ -153,17 +158,16 @@ def load_archives(name, data_dir, splits):
             damaged.append(file)
 
     if missing or damaged:
-        wanted = missing + damaged
-        state = f"{raw / damaged[0]} is damaged (delete it)" if damaged else f"{name} is not in {data_dir}"
         try:
-            download(name, raw, wanted)
-        except InstallationError:
+            download(name, raw, missing + damaged)
+        except DataError:
             raise
         except Exception as error:  # a download fails in many ways: HTTP, TLS, MD5, a full disk
-            reason = " ".join(str(error).split())
-            raise DataError(f"{state} and could not be downloaded ({reason}): "
-                            f"put {', '.join(wanted)} into {raw}") from error
-        tensors |= {file: read_idx(raw / file) for file in wanted}
+            what = f"{damaged[0]} is damaged" if damaged else f"{name} is not in {data_dir}"
+            cure = f"delete {raw / damaged[0]}" if damaged else f"put its {len(missing)} archives into {raw}"
+            reason = " ".join(str(error).split())[:80]
+            raise UnavailableError(f"{what} and could not be downloaded ({reason})", cure) from error
+        tensors |= {file: read_idx(raw / file) for file in missing + damaged}
     return [pair(*(tensors[file] for file in ARCHIVES[split]), raw / ARCHIVES[split][0]) for split in splits]
 
 
@@ -199,16 +203,15 @@ def pair(images, labels, path):
 def download(name, raw, files):
     """Download archives of a data set into the folder `raw`, each whole and with the right MD5 or not at all.
 
-    Raises InstallationError, and whatever a download that fails raises.
+    Raises DataError for a torchvision that does not work, and whatever a download that fails raises.
     """
     try:
         from torchvision import datasets  # here: it takes longer to import than everything else
     except ModuleNotFoundError as error:
-        raise InstallationError(f"{error}: pip install -r requirements.txt") from error
+        raise DataError(f"{error}: pip install -r requirements.txt") from error
     except (ImportError, RuntimeError) as error:  # RuntimeError: operator torchvision::nms does not exist
-        raise InstallationError(
-            f"torchvision {version('torchvision')} does not work beside torch {version('torch')}: "
-            "pip install --force-reinstall torch torchvision") from error
+        versions = f"torchvision {version('torchvision')} does not work beside torch {version('torch')}"
+        raise DataError(f"{versions}: pip install --force-reinstall torch torchvision") from error
 
     source = getattr(datasets, FOLDERS[name])
     timeout = socket.getdefaulttimeout()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 SIZES = {"train": 60_000, "test": 10_000}
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif",
          "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "STIXGeneralBolIta",
-         "cmr10", "cmss10", "cmti10", "cmtt10")
+         "cmr10", "cmss10", "cmtt10", "cmb10")  # which every matplotlib ships
 
 
 def load(split):

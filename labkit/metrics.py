@@ -32,6 +32,12 @@ def evaluate(model, batches):
     return error / count, active / count
 
 
+def constant_mse(image, batches):
+    """Return the MSE over all images of `batches` of a network that paints `image`, (pixels,), for each."""
+    errors = torch.cat([mse_per_image(image, images) for images in batches])
+    return errors.mean().item()
+
+
 def pca_mse(images, components):
     """Return the MSE of the best linear code of `components` numbers on `images`.
 
