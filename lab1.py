@@ -6,8 +6,11 @@ Writes a figure per test, one of what each bottleneck unit does, and metrics.jso
 whole test set to outputs/<dataset>/; opens the figures where there is a display.
 """
 
+import hashlib
 import json
+import platform
 import signal
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +23,7 @@ from matplotlib.figure import Figure
 
 from labkit import LabError, UsageError, checkpoint, cli, data, figures, metrics
 from labkit.job import choose_device, exiting_on_signals
+from labkit.picture import read_picture
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # that step 5 compares
 MAX_SHOWN = 100  # images in a figure
@@ -27,19 +31,18 @@ MAX_UNITS = 30  # of the bottleneck in a figure
 
 
 class Lab(NamedTuple):
-    """What every test works on."""
+    """What every test works on. Images are float32 (N, 784) in [0, 1]."""
 
     model: torch.nn.Module
     dataset: str  # its name
-    images: torch.Tensor  # the whole test set, float32 (N, 784) in [0, 1]
+    images: torch.Tensor  # the whole test set
     labels: torch.Tensor  # int64 (N,)
-    shown: list  # indices of the images to draw
+    shown: torch.Tensor  # the images to draw
+    names: list  # of the shown images
+    partner: int  # index of the test image that step 6 goes to from the last one of an odd number
     noise: float  # of step 5
     steps: int  # of step 6
     seed: int  # of the noise
-
-    def name(self, index):
-        return f"{self.labels[index]}, image {index}"
 
 
 def reconstruction(lab, figure):
@@ -50,13 +53,15 @@ def reconstruction(lab, figure):
     digits = {digit: errors[lab.labels == digit].mean().item() for digit in lab.labels.unique().tolist()}
     print_mse("reconstruction", mse)
     print_mse(f"PCA, {units} components", pca)
+    if mse > pca:
+        print(f"warning: worse than PCA: were these weights trained on {lab.dataset}?", file=sys.stderr)
     print("MSE of each digit     " + "  ".join(f"{digit}: {error:.4f}" for digit, error in digits.items()))
 
-    images = lab.images[lab.shown]
-    rows = torch.stack([images, lab.model(images)], 1)
-    captions = [f"{lab.name(i)}: MSE {errors[i]:.4f}" for i in lab.shown]
+    outputs = lab.model(lab.shown)
+    captions = [f"{name}: MSE {error:.4f}"
+                for name, error in zip(lab.names, metrics.mse_per_image(outputs, lab.shown))]
     title = f"Reconstruction on {lab.dataset}: input | output. MSE over the whole test set {mse:.4f}"
-    figures.image_rows(figure, title, rows, captions, columns=5)
+    figures.image_rows(figure, title, torch.stack([lab.shown, outputs], 1), captions, columns=5)
     return {"mse": mse, "psnr_db": metrics.psnr(mse), "pca_mse": pca, "pca_psnr_db": metrics.psnr(pca),
             "mse_of_each_digit": digits}
 
@@ -65,10 +70,8 @@ def denoising(lab, figure):
     """Step 5: draw input | with noise * N(0, 1) | output; return the numbers over the whole test set."""
     normal = metrics.normal_like(lab.images, lab.seed)
     noisy = lab.images + lab.noise * normal  # not clipped, as in the lab
-    denoised = lab.model(noisy)
-    errors_before = metrics.mse_per_image(noisy, lab.images)
-    errors = metrics.mse_per_image(denoised, lab.images)
-    mse_before, mse = errors_before.mean().item(), errors.mean().item()
+    mse_before = F.mse_loss(noisy, lab.images).item()
+    mse = F.mse_loss(lab.model(noisy), lab.images).item()
     print_mse(f"with {lab.noise:g} x noise", mse_before)
     print_mse("denoised", mse)
 
@@ -76,8 +79,13 @@ def denoising(lab, figure):
                 for noise in NOISE_LEVELS}
     print("denoised MSE at noise " + "  ".join(f"{noise}: {error:.4f}" for noise, error in at_noise.items()))
 
-    rows = torch.stack([lab.images, noisy.clamp(0, 1), denoised], 1)[lab.shown]
-    captions = [f"{lab.name(i)}: MSE {errors_before[i]:.4f} to {errors[i]:.4f}" for i in lab.shown]
+    noisy = lab.shown + lab.noise * metrics.normal_like(lab.shown, lab.seed)
+    denoised = lab.model(noisy)
+    errors_before = metrics.mse_per_image(noisy, lab.shown)
+    errors = metrics.mse_per_image(denoised, lab.shown)
+    captions = [f"{name}: MSE {before:.4f} to {after:.4f}"
+                for name, before, after in zip(lab.names, errors_before, errors)]
+    rows = torch.stack([lab.shown, noisy.clamp(0, 1), denoised], 1)
     title = (f"Denoising on {lab.dataset}: input | with {lab.noise:g} x noise | output. "
              f"MSE over the whole test set {mse_before:.4f} to {mse:.4f}")
     figures.image_rows(figure, title, rows, captions, columns=2)
@@ -95,12 +103,14 @@ def interpolate(model, start, end, steps):
 
 
 def interpolation(lab, figure):
-    """Step 6: draw start | decoded codes | end for pairs of the shown images, the last with the next one."""
-    shown = [*lab.shown, (lab.shown[-1] + 1) % len(lab.images)]
-    starts, ends = shown[:-1:2], shown[1::2]
-    start, end = lab.images[starts], lab.images[ends]
+    """Step 6: draw start | decoded codes | end for pairs of the shown images."""
+    shown, names = lab.shown, lab.names
+    if len(names) % 2:
+        shown = torch.cat([shown, lab.images[lab.partner, None]])
+        names = [*names, test_name(lab.labels, lab.partner)]
+    start, end = shown[::2], shown[1::2]
     rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
-    captions = [f"{lab.name(a)} to {lab.name(b)}" for a, b in zip(starts, ends)]
+    captions = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2])]
     title = f"Interpolation on {lab.dataset}: start | {lab.steps} decoded codes | end"
     figures.image_rows(figure, title, rows, captions, columns=1)
 
@@ -116,7 +126,7 @@ def bottleneck(lab, figure):
 
     order = (importance + (activity > 0)).argsort(descending=True)[:MAX_UNITS].tolist()  # dead ones last
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
-    code, image = codes[lab.shown[0]], lab.images[lab.shown[0]]
+    code = lab.model.encode(lab.shown[0])
     rows, captions = [], []
     for unit, start, end in zip(order, low, high):
         moved = code.repeat(11, 1)
@@ -130,8 +140,8 @@ def bottleneck(lab, figure):
         captions.append(caption)
 
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
-    examples = torch.stack([image, lab.model(image)])
-    title = f"What each unit does on {lab.dataset}: {lab.name(lab.shown[0])}, one unit moved over its range"
+    examples = torch.stack([lab.shown[0], lab.model.decode(code)])
+    title = f"What each unit does on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
     return {"units": len(activity), "live_units": live, "active_fraction_of_each_unit": activity.tolist(),
             "importance_of_each_unit": importance.tolist()}
@@ -142,9 +152,10 @@ def print_mse(what, mse):
 
 
 def choose(words, labels, errors):
-    """Return the indices of the test images that the words of -i name; none: the first of every digit.
+    """Return what the words of -i name, indices of test images and paths of pictures, as a list.
 
-    `errors` are the test images' MSE, for "worst" and "best" alone. Raises UsageError.
+    None at all: the first image of every digit. `errors` are the test images' MSE, for "worst" and "best"
+    alone. Raises UsageError.
     """
     chosen = []
     for word in words or [f"digit={digit}" for digit in labels.unique().tolist()]:
@@ -152,15 +163,21 @@ def choose(words, labels, errors):
             found = errors.argsort(descending=word == "worst").tolist()[:10]
         elif word.startswith("digit=") and word[6:].isdecimal():
             found = (labels == int(word[6:])).nonzero().flatten().tolist()[: 10 if words else 1]
+        elif word.isdecimal():
+            found = [int(word)] if int(word) < len(labels) else []
         else:
-            found = [int(word)] if word.isdecimal() and int(word) < len(labels) else []
+            found = [word] if Path(word).suffix or Path(word).exists() else []
         if not found:
             raise UsageError(f"-i {word}: takes indices from 0 to {len(labels) - 1}, worst, best, "
-                             "digit=0 ... digit=9")
+                             "digit=0 ... digit=9, and picture files")
         chosen += found
     if len(chosen) > MAX_SHOWN:
         raise UsageError(f"-i names {len(chosen)} images: a figure shows {MAX_SHOWN} at the most")
     return chosen
+
+
+def test_name(labels, index):
+    return f"{labels[index]}, image {index}"
 
 
 TESTS = {"reconstruction": reconstruction, "denoising": denoising, "interpolation": interpolation,
@@ -174,12 +191,17 @@ def run(args):
     cli.require_range("--steps", args.steps, 2, 100)
     cli.require_range("--seed", args.seed, 0, 2**63 - 1)
     device = choose_device(args.device)
-    model = checkpoint.load_weights(args.load).to(device)
-    dataset, test_set = data.load(args.dataset, args.data_dir, "test")
-    images, labels = data.to_float(test_set.images.to(device)), test_set.labels
+    model = checkpoint.load_weights(args.load)
+    trained_on = checkpoint.training_set(args.load, model)
+    dataset, test_set = data.load(args.dataset or trained_on, args.data_dir, "test")
+    model, images, labels = model.to(device), data.to_float(test_set.images.to(device)), test_set.labels
     errors = metrics.mse_per_image(model(images), images) if {"worst", "best"} & {*args.index} else None
-    shown = choose(args.index, labels, errors)
-    lab = Lab(model, dataset, images, labels, shown, args.noise, args.steps, args.seed)
+    chosen = choose(args.index, labels, errors)
+    shown = [images[i] if isinstance(i, int) else read_picture(i).to(device) for i in chosen]
+    names = [test_name(labels, i) if isinstance(i, int) else Path(i).name for i in chosen]
+    partner = (chosen[-1] + 1) % len(images) if isinstance(chosen[-1], int) else 0
+    lab = Lab(model, dataset, images, labels, torch.stack(shown), names, partner, args.noise, args.steps,
+              args.seed)
     if args.explore:
         return explore(lab)
 
@@ -187,11 +209,18 @@ def run(args):
     names = [list(TESTS)[args.step - 4]] if args.step else list(TESTS)
     for name in names:
         checkpoint.require_writable(out / f"{name}.png")
+    if not args.step:
+        checkpoint.require_writable(out / "metrics.json")
     print(f"{dataset}: {len(images):,} test images through {args.load}, "
           f"{model.fc2.out_features} bottleneck units, on {device}")
+    if trained_on and not args.dataset:
+        print(f"its checkpoint says that it was trained on {trained_on}")
 
     pyplot = None if args.no_show else figures.interactive_pyplot()
-    numbers, contents = {"dataset": dataset, "test_images": len(images)}, {}
+    numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
+               "dataset": dataset, "test_images": len(images), "torch": torch.__version__,
+               "python": platform.python_version()}
+    contents = {}
     for name in names:
         figure = pyplot.figure(name) if pyplot else Figure()
         numbers[name] = TESTS[name](lab, figure)
@@ -227,7 +256,8 @@ def parse(argv):
     add("-l", "--load", type=Path, required=True, metavar="FILE",
         help="the weights, a state_dict of the lab's network")
     add("-i", "--index", nargs="+", default=[], metavar="N",
-        help="test images to show: indices, worst, best, digit=7 (default: the first of every digit)")
+        help="images to show: indices of test images, worst, best, digit=7, or picture files of your own "
+             "digits (default: the first test image of every digit)")
     add("--step", type=int, choices=(4, 5, 6),
         help="the report's step: 4 reconstruction, 5 denoising, 6 interpolation (default: all)")
     add("--noise", type=float, default=0.2, metavar="S",

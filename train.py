@@ -87,7 +87,8 @@ def train(args, job):
                 seconds = time.perf_counter() - epoch_start
                 history.append({"epoch": epoch, "loss": loss, "test_loss": test_loss,
                                 "learning_rate": lr, "seconds": seconds})
-                tqdm.write(f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  loss {loss:.5f}")
+                tqdm.write(f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  loss {loss:.4f}  "
+                           f"test {test_loss:.4f}")
                 files.keep(model, optimizer, history, args)
                 files.write_checkpoint()
         finally:
@@ -196,7 +197,7 @@ def parse(argv):
         help="the weights (default: outputs/<dataset>/model.pth); the checkpoint that --resume needs "
              "goes beside them as .ckpt")
     add("-p", "--plot", type=Path, metavar="FILE",
-        help="the loss curve (default: outputs/<dataset>/loss.png)")
+        help="the loss curve (default: outputs/<dataset>/loss.png); its numbers go beside it as .csv")
     add("--lr", type=float, metavar="X", help="Adam's learning rate (default: 0.001)")
     add("--noise", type=float, metavar="S",
         help="train to denoise: add S * N(0, 1) to the inputs (default: 0)")

@@ -5,6 +5,7 @@ ways between this project and other solutions of the lab. `model.ckpt` is what -
 """
 
 import copy
+import csv
 import io
 import math
 import os
@@ -18,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from labkit import LabError, UsageError, figures
+from labkit.data import DATASETS
 from model import autoencoderMLP4Layer
 
 LEGACY_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch before 1.6 begins a file: no zip
@@ -76,13 +78,14 @@ def to_bytes(state):
 
 
 class RunFiles:
-    """The files of a training run: `weights`, `checkpoint` and `plot`, paths; rank 0 alone writes them.
+    """The files of a training run: `weights`, `checkpoint`, `plot` and `csv`; rank 0 alone writes them.
 
     Whatever ends the run, they show it as it was when keep() was last called, after a whole epoch.
     """
 
     def __init__(self, weights, plot, dataset, options, rank=0):
-        self.weights, self.checkpoint, self.plot = Path(weights), checkpoint_path(weights), Path(plot)
+        self.weights, self.checkpoint = Path(weights), checkpoint_path(weights)
+        self.plot, self.csv = Path(plot), Path(plot).with_suffix(".csv")
         self.dataset, self.options, self.rank = dataset, options, rank
         self.format = self.plot.suffix[1:].lower() or "png"
         self.state = None
@@ -91,9 +94,9 @@ class RunFiles:
 
     def require_writable(self):
         """Raise UsageError or OSError unless each of the files can be written."""
-        paths = self.weights, self.checkpoint, self.plot
-        if len({os.path.realpath(path) for path in paths}) < 3:
-            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt and loss curve need names "
+        paths = self.weights, self.checkpoint, self.plot, self.csv
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
+            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need names "
                              "of their own")
         if not figures.is_format(self.format):
             raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
@@ -122,7 +125,7 @@ class RunFiles:
         self.saved_at = time.monotonic()
 
     def write_all(self):
-        """Write every file, the loss curve once there is an epoch to draw. Raises SaveError."""
+        """Write every file, the loss curve and its numbers once there are any. Raises SaveError."""
         if self.rank > 0:
             return
         weights = {name: tensor.cpu() for name, tensor in self.state["model"].items()}
@@ -131,6 +134,7 @@ class RunFiles:
             figure = Figure()
             figures.loss_curve(figure, self.state["history"], self.dataset)
             contents[self.plot] = figures.to_bytes(figure, self.format)
+            contents[self.csv] = csv_bytes(self.state["history"])
 
         failed = []
         for path, content in contents.items():
@@ -142,6 +146,15 @@ class RunFiles:
             raise SaveError(f"{'; '.join(failed)}: the old files are kept; make room and run it again")
         done, epochs = len(self.state["history"]), self.state["settings"]["epochs"]
         print(f"wrote {', '.join(map(str, contents))} after {done} of {epochs} epochs")
+
+
+def csv_bytes(rows):
+    """Return dicts with the same keys as the bytes of a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def checkpoint_path(weights):
@@ -182,15 +195,29 @@ def require_checksums(content):
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
-def load_weights(path, N_input=784):
+def load_weights(path):
     """Return the autoencoder whose weights `path` holds; the bottleneck's size is the file's.
 
     Raises CheckpointError for anything but eight finite float32 tensors of that network, and OSError.
     """
-    return network(read(path), path, N_input)
+    return network(read(path), path)
 
 
-def network(state, path, N_input=784):
+def training_set(path, model):
+    """Return the name of the data set that `model`, loaded from `path`, was trained on; None if unknown.
+
+    Known where the checkpoint beside `path` holds these very weights.
+    """
+    try:
+        state = read(checkpoint_path(path))
+        weights, dataset = network(state["model"], path).state_dict(), state["settings"]["dataset"]
+    except (CheckpointError, OSError, KeyError, TypeError):
+        return None
+    same = all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
+    return dataset if same and dataset in DATASETS else None
+
+
+def network(state, path):
     """Return an autoencoder with the weights `state`, which came from `path`. Raises CheckpointError."""
     with torch.device("meta"):  # sizes without memory
         names = list(autoencoderMLP4Layer().state_dict())
@@ -204,11 +231,11 @@ def network(state, path, N_input=784):
         require_dense(state[name], torch.float32, f"{path}: {name}")
     N_bottleneck = max(state["fc2.bias"].numel(), 1)
     with torch.device("meta"):
-        expected = autoencoderMLP4Layer(N_input, N_bottleneck, N_input).state_dict()
+        expected = autoencoderMLP4Layer(N_bottleneck=N_bottleneck).state_dict()
     for name in names:
         require_tensor(state[name], expected[name], f"{path}: {name}")
 
-    model = autoencoderMLP4Layer(N_input, N_bottleneck, N_input)
+    model = autoencoderMLP4Layer(N_bottleneck=N_bottleneck)
     model.load_state_dict(state)
     return model
 

@@ -8,6 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 MAX_HEIGHT = 10  # inches: a screen
 
@@ -28,14 +29,20 @@ def is_format(format):
 
 
 def loss_curve(figure, history, dataset):
-    """Draw the training loss of every epoch in `history` on `dataset`."""
-    losses = [epoch["loss"] for epoch in history]
+    """Draw the training and test loss of every epoch in `history` on `dataset`."""
     figure.set_layout_engine("constrained")
     figure.set_size_inches(7, 4)
-    title = f"Training on {dataset}: loss {losses[0]:.4f} in the first epoch, {losses[-1]:.4f} in the last"
-    axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="training loss (MSE)")
-    axes.plot(range(1, len(losses) + 1), losses, "." if len(losses) == 1 else "-")
+    last = history[-1]
+    title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after {last['epoch']} epochs"
+    axes = figure.add_subplot(title=title.replace("1 epochs", "1 epoch"), xlabel="epoch", ylabel="loss (MSE)")
+    epochs = [epoch["epoch"] for epoch in history]
+    marker = "." if len(history) < 10 else ""  # a line of one point cannot be seen
+    axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label="training images")
+    axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
+    axes.set_xlim(0.5, last["epoch"] + 0.5)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

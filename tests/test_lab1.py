@@ -117,7 +117,7 @@ def test_steps_and_images_of_choice(args, weights, small, tmp_path):
 def test_a_dead_unit_is_shown_as_dead(weights, small, capsys):
     model = checkpoint.load_weights(weights(4, dead=[2]))
     test = data.load("glyphs", None, "test")[1]
-    lab, figure = lab1.Lab(model, "glyphs", data.to_float(test.images), test.labels, [0], 0.2, 8, 0), Figure()
+    lab, figure = lab1.Lab(model, "glyphs", data.to_float(test.images), test.labels, data.to_float(test.images[:1]), ["0"], 1, 0.2, 8, 0), Figure()
     with torch.inference_mode():
         numbers = lab1.bottleneck(lab, figure)
     captions = [axes.get_title() for axes in figure.axes]
