@@ -1,9 +1,11 @@
 """The report's three tests of trained weights: reconstruction, denoising, interpolation.
 
     python lab1.py -l model.pth
+    python lab1.py -l model.pth --explore
 
 Writes a figure per test, one of what each bottleneck unit does, and metrics.json with the numbers over the
-whole test set to outputs/<dataset>/; opens the figures where there is a display.
+whole test set to outputs/<dataset>/, and opens the figures where there is a display. --explore writes a
+page to play with instead.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ import json
 import platform
 import signal
 import sys
+import webbrowser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from labkit import LabError, UsageError, checkpoint, cli, data, figures, metrics
-from labkit.job import choose_device, exiting_on_signals
+from labkit import UsageError, checkpoint, cli, data, figures, metrics
+from labkit.job import choose_device, exiting_on_signals, has_display
+from labkit.page import explore_page
 from labkit.picture import read_picture
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # that step 5 compares
@@ -202,10 +206,10 @@ def run(args):
     partner = (chosen[-1] + 1) % len(images) if isinstance(chosen[-1], int) else 0
     lab = Lab(model, dataset, images, labels, torch.stack(shown), names, partner, args.noise, args.steps,
               args.seed)
-    if args.explore:
-        return explore(lab)
-
     out = args.out or Path("outputs", dataset)
+    if args.explore:
+        return explore(lab, args, out)
+
     names = [list(TESTS)[args.step - 4]] if args.step else list(TESTS)
     for name in names:
         checkpoint.require_writable(out / f"{name}.png")
@@ -216,7 +220,7 @@ def run(args):
     if trained_on and not args.dataset:
         print(f"its checkpoint says that it was trained on {trained_on}")
 
-    pyplot = None if args.no_show else figures.interactive_pyplot()
+    pyplot = figures.interactive_pyplot() if has_display() and not args.no_show else None
     numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
                "dataset": dataset, "test_images": len(images), "torch": torch.__version__,
                "python": platform.python_version()}
@@ -235,18 +239,16 @@ def run(args):
         pyplot.show()
 
 
-def explore(lab):
-    import matplotlib.pyplot as plt
-
-    from explore import Explorer
-
-    if not figures.interactive_pyplot():
-        raise LabError("--explore needs a window: on a desktop pip install pyqt6, for the browser "
-                       "pip install tornado and set MPLBACKEND=webagg")
-    first, second = (lab.shown + [(lab.shown[0] + 1) % len(lab.images)])[:2]
-    explorer = Explorer(lab.model, lab.images, lab.labels, first, second)
-    plt.show()
-    return explorer  # its widgets answer as long as somebody holds it
+def explore(lab, args, out):
+    """Write a page to play with the network, and open it where there is a display."""
+    path = out / "explore.html"
+    checkpoint.require_writable(path)
+    importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
+    page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, args.load.name)
+    checkpoint.write(path, page.encode())
+    print(f"wrote {path}: open it in any browser, it needs no network")
+    if has_display() and not args.no_show:
+        webbrowser.open(path.resolve().as_uri())
 
 
 def parse(argv):
@@ -267,8 +269,10 @@ def parse(argv):
     add("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
     add("--out", type=Path, metavar="DIR",
         help="folder of the figures and metrics.json (default: outputs/<dataset>)")
-    add("--explore", action="store_true", help="open a window with a slider for each unit instead")
-    add("--no-show", action="store_true", help="open no windows (without a display none open anyway)")
+    add("--explore", action="store_true",
+        help="write explore.html instead, a page to play with the network, and open it in the browser")
+    add("--no-show", action="store_true",
+        help="open no windows and no browser (without a display none open anyway)")
     parser.add_shared_options(data.DATASETS)
     return parser.parse_args(argv)
 

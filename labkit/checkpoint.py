@@ -96,8 +96,8 @@ class RunFiles:
         """Raise UsageError or OSError unless each of the files can be written."""
         paths = self.weights, self.checkpoint, self.plot, self.csv
         if len({os.path.realpath(path) for path in paths}) < len(paths):
-            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need names "
-                             "of their own")
+            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need "
+                             "names of their own")
         if not figures.is_format(self.format):
             raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
                              "try .png, .pdf or .svg")

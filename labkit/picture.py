@@ -2,14 +2,13 @@
 
     image = read_picture("my7.png")  # float32 (784,), ready for model(image)
 
-"Normalized to fit in a 20x20 pixel box while preserving their aspect ratio", then centred in 28 x 28 "by computing
-the center of mass of the pixels" (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist). So prepare() leaves
-an image of MNIST as it is: 9,997 of the 10,000 test images.
+"Normalized to fit in a 20x20 pixel box while preserving their aspect ratio", then centred in 28 x 28 "by
+computing the center of mass of the pixels" (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist). So
+prepare() leaves an image of MNIST as it is: 9,997 of the 10,000 test images.
 """
 
 import warnings
 
-import numpy
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -100,7 +99,9 @@ def to_grey(image):
     scale = WORKING_SIZE / max(image.size)
     if scale < 1:
         image = image.resize([max(1, round(scale * size)) for size in image.size], Image.Resampling.BOX)
-    return torch.from_numpy(numpy.asarray(image, "float64") / white)
+    dtype = torch.float32 if image.mode == "F" else torch.uint8
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=dtype)
+    return pixels.view(image.height, image.width).double() / white
 
 
 def find_ink(grey):
