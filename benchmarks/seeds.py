@@ -1,138 +1,170 @@
-"""Train many seeds through train.py's functions and print a table: dead units, test MSE, first loss.
+"""Train many seeds with train.py and print a table: dead units, test MSE, first loss.
 
-    python benchmarks/seeds.py                                  # MNIST, 20 seeds of each start: about an hour
-    python benchmarks/seeds.py --sizes 2 4 16 32 --seeds 3 --inits mean
-    python benchmarks/seeds.py --noises 0.2 --seeds 5 --inits mean
+    python benchmarks/seeds.py                     # MNIST, 20 seeds of both starts: an hour on two cores
+    python benchmarks/seeds.py --inits mean --sizes 2 4 16 32 --seeds 3
+    python benchmarks/seeds.py --inits mean --noises 0.2 --seeds 5
+    python benchmarks/seeds.py --inits mean --lrs 0.0005 0.002 --seeds 3
 
-A line a run goes to the CSV: stopped with Ctrl-C, the same command goes on where it was. Delete the CSV after a
-change of the start or the recipe. `--figure` draws the test MSE of every seed.
+Each run adds a row to the CSV: the same command goes on where Ctrl-C stopped it, and does no run twice. After
+a change of the recipe, delete the CSV. `--figure FILE` draws the seeds of the first size, noise and rate.
 """
 
 import argparse
 import csv
 import io
+import math
+import os
+import signal
 import statistics
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import checkpoint
-import data
-import lab1
 import train
+from labkit import LabError, checkpoint, cli, data, figures, metrics
 
-REPORT = 0.02796  # test MSE of the report's own weights
-RUN = ("dataset", "epochs", "init", "bottleneck", "noise", "seed")
+REPORT = 0.02796  # test MSE of the report's own weights, of whose 8 units 3 are dead
+RUN = ("dataset", "epochs", "init", "bottleneck", "noise", "lr", "seed")
 RESULT = ("dead", "first_loss", "test_mse", "denoised_mse", "reached")
+STARTS = {"report": "PyTorch's", "mean": "this project's"}
 
 
-def one_run(data_dir, threads, dataset, epochs, init, bottleneck, noise, seed):
-    """Train once and return RESULT: units that never fire on the training images, the first epoch's mean loss,
-    the MSE on the test images, the same with 0.2 x N(0, 1) added to the inputs, and the first epoch with REPORT's
-    quality or ""."""
+def train_once(run, data_dir, threads):
+    """Train with the options `run` and return their RESULT, for use in a process of its own.
+
+    RESULT: units that never fire on the training images, the first epoch's loss, the test MSE, that with
+    0.2 x N(0, 1) added to the inputs, and the first epoch whose test MSE is the report's, or "".
+    """
     torch.set_num_threads(threads)
-    train.prepare()
-    _, images, test = data.load(dataset, data_dir, "train", "test")
-    model, optimizer, scheduler = train.build(bottleneck, images.images, init, seed=seed)
-    batches, first, reached = data.batches(images, 2048, seed), None, ""
-    for epoch in range(1, epochs + 1):
-        batches.sampler.set_epoch(epoch)
-        torch.manual_seed(data.epoch_seed(seed, epoch))
-        loss = train.train_epoch(model, batches, optimizer, noise).item()
-        scheduler.step(loss)
-        first = first or loss
-        mse, _ = train.evaluate(model, test.images)
-        if not reached and mse <= REPORT:
-            reached = epoch
-    dead = int((train.evaluate(model, images.images)[1] == 0).sum())
+    options = [f"--{name}={value}" for name, value in run.items()]
+    errors = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        files = ["-s", f"{folder}/model.pth", "-p", f"{folder}/loss.png"]
+        try:
+            with redirect_stdout(nowhere), redirect_stderr(errors):
+                train.main([*options, *files, "--data-dir", data_dir])
+        except SystemExit as end:
+            raise LabError(errors.getvalue()) from end
+        model = checkpoint.load_weights(f"{folder}/model.pth")
+        history = checkpoint.read(f"{folder}/model.ckpt")["history"]
+
+    _, train_set, test_set = data.load(run["dataset"], data_dir, "train", "test")
+    dead = int((metrics.evaluate(model, train_set.in_order())[1] == 0).sum())
+    images = data.to_float(test_set.images)
     with torch.inference_mode():
-        clean = data.to_float(test.images)
-        denoised = lab1.mean_error(model(lab1.add_noise(clean, 0.2, 0)), clean).mean().item()
-    return dead, first, mse, denoised, reached
+        denoised = model(images + 0.2 * metrics.normal_like(images, 0))
+    reached = [row["epoch"] for row in history if row["test_loss"] <= REPORT]
+    return (dead, history[0]["loss"], history[-1]["test_loss"], F.mse_loss(denoised, images).item(),
+            reached[0] if reached else "")
 
 
-def table(rows, data_dir):
-    """Print a line for each kind of run in `rows`, dicts of RUN and RESULT."""
-    print("dataset  init    z  noise  seeds  dead units  test MSE: mean    best   worst  PCA's    denoised  first loss  "
-          "epochs to report")
-    for kind in sorted({tuple(row[key] for key in RUN[:-1]) for row in rows}):
-        runs = [row for row in rows if tuple(row[key] for key in RUN[:-1]) == kind]
-        dataset, _, init, z, noise = kind
-        mse, denoised, first = ([float(row[key]) for row in runs] for key in ("test_mse", "denoised_mse", "first_loss"))
-        reached = sorted(int(row["reached"] or 10**6) for row in runs)
-        pca = lab1.pca_mse(data.to_float(data.load(dataset, data_dir, "test")[1].images), int(z))
-        middle = reached[len(reached) // 2]
-        print(f"{dataset:8} {init:6} {z:>2}  {noise:5}  {len(runs):5}  {sum(int(row['dead']) for row in runs):3} of "
-              f"{len(runs) * int(z):3}  {statistics.mean(mse):14.5f} {min(mse):.5f} {max(mse):.5f}  {pca:.5f}  "
-              f"{statistics.mean(denoised):.5f}  {statistics.mean(first):10.4f}  {middle if middle < 10**6 else 'never'}")
+def print_table(rows, images):
+    """Print a Markdown table of `rows`, dicts of RUN and RESULT; PCA's MSE is on the test set `images`."""
+    header = ("epochs", "start", "units", "noise", "learning rate", "seeds", "dead units", "test MSE: mean",
+              "best", "worst", "PCA's", "denoised", "first epoch's loss", f"epochs to {REPORT:.4f}")
+    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    kinds = {}
+    for row in sorted(rows, key=lambda row: int(row["bottleneck"])):
+        kinds.setdefault(tuple(row[name] for name in RUN[1:-1]), []).append(row)
+
+    for (epochs, init, units, noise, lr), runs in kinds.items():
+        dead, first_loss, mse, denoised, reached = (
+            [float(row[name] or "inf") for row in runs] for name in RESULT)
+        numbers = (statistics.mean(mse), min(mse), max(mse), metrics.pca_mse(images, int(units)),
+                   statistics.mean(denoised), statistics.mean(first_loss))
+        epoch = statistics.median_high(reached)
+        cells = (epochs, STARTS[init], units, noise, lr, len(runs),
+                 f"{sum(dead):.0f} of {len(runs) * int(units)}", *(f"{number:.4f}" for number in numbers),
+                 "never" if epoch == math.inf else f"{epoch:.0f}")
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
-def figure(rows):
-    """Return a figure of the test MSE of every seed, the number of its dead units above it, if any."""
-    drawing = Figure((8, 4), layout="constrained")
-    axes = drawing.add_subplot(title="Test MSE after 50 epochs, MNIST, 8 units: one dot a seed", xlabel="seed", ylabel="test MSE")
-    for init, colour, text in (("report", "tab:red", "PyTorch's start, as in the report; above a dot: dead units"),
-                               ("mean", "tab:blue", "this project's start")):
-        runs = [row for row in rows if [row[k] for k in RUN[:-1]] == ["mnist", "50", init, "8", "0.0"]]
-        axes.plot([int(r["seed"]) for r in runs], [float(r["test_mse"]) for r in runs], "o", color=colour, label=text)
-        for r in runs:
-            if r["dead"] != "0":
-                axes.annotate(r["dead"], (int(r["seed"]), float(r["test_mse"])), (0, 6), ha="center",
-                              textcoords="offset points", fontsize=9, color=colour)
-    axes.axhline(REPORT, color="grey", linestyle=":", label="the report's own weights: 3 dead, 0.0280")
-    axes.set_ylim(0, 1.1 * max(float(row["test_mse"]) for row in rows))
-    axes.set_xticks(range(max(int(row["seed"]) for row in rows) + 1))
+def draw(rows):
+    """Return a figure of the test MSE of every seed in `rows`, above it how many of its units are dead."""
+    title = "Test MSE after {epochs} epochs, {dataset}, {bottleneck} units: one dot per seed"
+    figure = Figure((8, 4), layout="constrained")
+    axes = figure.add_subplot(title=title.format(**rows[0]), xlabel="seed", ylabel="test MSE", ymargin=0.1)
+    for init, color in (("report", "tab:red"), ("mean", "tab:blue")):
+        runs = [row for row in rows if row["init"] == init]
+        seeds, mse = [int(row["seed"]) for row in runs], [float(row["test_mse"]) for row in runs]
+        axes.plot(seeds, mse, "o", color=color, label=f"{STARTS[init]} start; a number: dead units")
+        for row, *dot in zip(runs, seeds, mse):
+            if row["dead"] != "0":
+                axes.annotate(row["dead"], dot, (0, 6), textcoords="offset points", ha="center", color=color)
+    if rows[0]["dataset"] == "mnist":
+        label = f"the report's own weights: 3 dead, {REPORT:.4f}"
+        axes.axhline(REPORT, color="grey", linestyle=":", label=label)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(sorted({int(row["seed"]) for row in rows}))
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return drawing
+    return figure
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def train_missing(runs, rows, args):
+    """Train those of `runs`, dicts of RUN, that are not in `rows`; add each to it and to the CSV."""
+    done = [{name: row[name] for name in RUN} for row in rows]
+    missing = [run for run in runs if run not in done]
+    threads = max(1, torch.get_num_threads() // args.workers)
+    quietly = signal.SIGINT, signal.SIG_DFL  # Ctrl-C reaches the workers, too
+    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), signal.signal, quietly)
+    try:
+        futures = {pool.submit(train_once, run, args.data_dir, threads): run for run in missing}
+        for number, future in enumerate(as_completed(futures), 1):
+            rows.append(futures[future] | dict(zip(RESULT, map(str, future.result()))))
+            lines = [",".join(row) for row in (rows[-1], *(row.values() for row in rows))]
+            checkpoint.write(args.csv, "\n".join([*lines, ""]).encode())
+            print(f"{number}/{len(missing)}:", *rows[-1].values(), flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from {args.csv}")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--dataset", choices=data.DATASETS, default="mnist")
     add("--data-dir", default="data")
     add("--epochs", type=int, default=50)
     add("--seeds", type=int, default=20, help="seeds 0 to N - 1 (default: %(default)s)")
-    add("--inits", nargs="+", choices=("mean", "report"), default=["mean", "report"])
-    add("--sizes", nargs="+", type=int, default=[8], help="bottlenecks (default: 8)")
-    add("--noises", nargs="+", type=float, default=[0.0], help="as train.py's --noise (default: 0)")
+    add("--inits", nargs="+", choices=STARTS, default=list(STARTS))
+    add("--sizes", nargs="+", type=int, default=[8], help="of the bottleneck (default: 8)")
+    add("--noises", nargs="+", type=float, default=[0.0], help="train.py's --noise (default: 0)")
+    add("--lrs", nargs="+", type=float, default=[0.001], help="train.py's --lr (default: 0.001)")
     add("--csv", type=Path, default=Path("outputs/seeds.csv"), help="(default: %(default)s)")
-    add("--figure", type=Path, help="draw the seeds of MNIST with 8 units")
+    add("--figure", type=Path)
     add("--workers", type=int, default=2, help="runs at a time (default: %(default)s)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
+    cli.require_range("--epochs", args.epochs, 1, 10**9)
+    cli.require_range("--seeds", args.seeds, 1, 10**9)
 
-    checkpoint.require_writable(args.csv)
+    test_set = data.load(args.dataset, args.data_dir, "test")[1]
+    for path in filter(None, (args.csv, args.figure)):
+        checkpoint.require_writable(path)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
-    done = {tuple(row[key] for key in RUN) for row in rows}
-    wanted = [(args.dataset, args.epochs, *run) for run in product(args.inits, args.sizes, args.noises, range(args.seeds))]
-    todo = [run for run in wanted if tuple(map(str, run)) not in done]
-    threads = max(1, torch.get_num_threads() // args.workers)
-    pool = ProcessPoolExecutor(args.workers, get_context("spawn"))
-    try:
-        runs = {pool.submit(one_run, args.data_dir, threads, *run): run for run in todo}
-        for count, future in enumerate(as_completed(runs), 1):
-            rows.append({k: str(v) for k, v in zip(RUN + RESULT, runs[future] + future.result())})
-            text = io.StringIO()
-            writer = csv.DictWriter(text, RUN + RESULT, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            checkpoint.write(args.csv, text.getvalue().encode())
-            print(f"{count}/{len(todo)}", *rows[-1].values(), flush=True)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {args.csv}")
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    table(rows, args.data_dir)
+    values = product([args.dataset], [args.epochs], args.inits, args.sizes, args.noises, args.lrs,
+                     range(args.seeds))
+    runs = [dict(zip(RUN, map(str, run))) for run in values]
+    train_missing(runs, rows, args)
+
+    print_table([row for row in rows if row["dataset"] == args.dataset], data.to_float(test_set.images))
     if args.figure:
-        checkpoint.write(args.figure, checkpoint.to_image(figure(rows)))
+        options = {name: runs[0][name] for name in ("dataset", "epochs", "bottleneck", "noise", "lr")}
+        drawn = [row for row in rows if options.items() <= row.items()]
+        checkpoint.write(args.figure, figures.to_bytes(draw(drawn)))
 
 
 if __name__ == "__main__":
-    main()
+    with cli.errors_in_one_line("seeds.py"):
+        main()
