@@ -21,16 +21,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends without a traceback
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from labkit import UsageError, checkpoint, cli, data, figures, metrics
+from labkit import checkpoint, cli, data, figures, metrics, selection
 from labkit.job import choose_device, exiting_on_signals, has_display
 from labkit.page import explore_page
-from labkit.picture import read_picture
 
-NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # that step 5 compares
-MAX_SHOWN = 100  # images in a figure
 MAX_UNITS = 30  # of the bottleneck in a figure
 
 
@@ -43,7 +39,6 @@ class Lab(NamedTuple):
     labels: torch.Tensor  # int64 (N,)
     shown: torch.Tensor  # the images to draw
     names: list  # of the shown images
-    partner: int  # index of the test image that step 6 goes to from the last one of an odd number
     noise: float  # of step 5
     steps: int  # of step 6
     seed: int  # of the noise
@@ -51,141 +46,114 @@ class Lab(NamedTuple):
 
 def reconstruction(lab, figure):
     """Step 4: draw input | output; return the numbers over the whole test set."""
-    errors = metrics.mse_per_image(lab.model(lab.images), lab.images)
-    units = lab.model.fc2.out_features
-    mse, pca = errors.mean().item(), metrics.pca_mse(lab.images, units)
-    digits = {digit: errors[lab.labels == digit].mean().item() for digit in lab.labels.unique().tolist()}
-    print_mse("reconstruction", mse)
-    print_mse(f"PCA, {units} components", pca)
-    if mse > pca:
-        print(f"warning: worse than PCA: were these weights trained on {lab.dataset}?", file=sys.stderr)
-    print("MSE of each digit     " + "  ".join(f"{digit}: {error:.4f}" for digit, error in digits.items()))
+    numbers = metrics.reconstruction(lab.model, lab.images, lab.labels)
+    print_mse("reconstruction", numbers["mse"])
+    print_mse(f"PCA, {lab.model.fc2.out_features} components", numbers["pca_mse"])
+    print_numbers("MSE of each digit", numbers["mse_of_each_digit"])
+    if numbers["mse"] > numbers["pca_mse"]:
+        print(f"warning: worse than PCA: were these weights trained long enough, and on {lab.dataset}?",
+              file=sys.stderr)
 
     outputs = lab.model(lab.shown)
-    captions = [f"{name}: MSE {error:.4f}"
-                for name, error in zip(lab.names, metrics.mse_per_image(outputs, lab.shown))]
-    title = f"Reconstruction on {lab.dataset}: input | output. MSE over the whole test set {mse:.4f}"
+    errors = metrics.mse_per_image(outputs, lab.shown)
+    captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.names, errors)]
+    title = (f"Reconstruction on {lab.dataset}: input | output. "
+             f"MSE over the whole test set {numbers['mse']:.4f}")
     figures.image_rows(figure, title, torch.stack([lab.shown, outputs], 1), captions, columns=5)
-    return {"mse": mse, "psnr_db": metrics.psnr(mse), "pca_mse": pca, "pca_psnr_db": metrics.psnr(pca),
-            "mse_of_each_digit": digits}
+    return numbers
 
 
 def denoising(lab, figure):
     """Step 5: draw input | with noise * N(0, 1) | output; return the numbers over the whole test set."""
-    normal = metrics.normal_like(lab.images, lab.seed)
-    noisy = lab.images + lab.noise * normal  # not clipped, as in the lab
-    mse_before = F.mse_loss(noisy, lab.images).item()
-    mse = F.mse_loss(lab.model(noisy), lab.images).item()
-    print_mse(f"with {lab.noise:g} x noise", mse_before)
-    print_mse("denoised", mse)
-
-    at_noise = {noise: F.mse_loss(lab.model(lab.images + noise * normal), lab.images).item()
-                for noise in NOISE_LEVELS}
-    print("denoised MSE at noise " + "  ".join(f"{noise}: {error:.4f}" for noise, error in at_noise.items()))
+    numbers = metrics.denoising(lab.model, lab.images, lab.noise, lab.seed)
+    print_mse(f"with {lab.noise:g} x noise", numbers["noisy_mse"])
+    print_mse("denoised", numbers["mse"])
+    print_numbers("denoised MSE at noise", numbers["mse_at_noise"])
 
     noisy = lab.shown + lab.noise * metrics.normal_like(lab.shown, lab.seed)
-    denoised = lab.model(noisy)
-    errors_before = metrics.mse_per_image(noisy, lab.shown)
-    errors = metrics.mse_per_image(denoised, lab.shown)
-    captions = [f"{name}: MSE {before:.4f} to {after:.4f}"
-                for name, before, after in zip(lab.names, errors_before, errors)]
-    rows = torch.stack([lab.shown, noisy.clamp(0, 1), denoised], 1)
+    outputs = lab.model(noisy)
+    before, after = metrics.mse_per_image(noisy, lab.shown), metrics.mse_per_image(outputs, lab.shown)
+    captions = [f"{name}: MSE {a:.4f} to {b:.4f}" for name, a, b in zip(lab.names, before, after)]
+    rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
     title = (f"Denoising on {lab.dataset}: input | with {lab.noise:g} x noise | output. "
-             f"MSE over the whole test set {mse_before:.4f} to {mse:.4f}")
+             f"MSE over the whole test set {numbers['noisy_mse']:.4f} to {numbers['mse']:.4f}")
     figures.image_rows(figure, title, rows, captions, columns=2)
-    return {"noise": lab.noise, "noisy_mse": mse_before, "noisy_psnr_db": metrics.psnr(mse_before),
-            "mse": mse, "psnr_db": metrics.psnr(mse), "mse_at_noise": at_noise}
-
-
-def interpolate(model, start, end, steps):
-    """Return decoded codes, linear from those of `start` to those of `end`.
-
-    `start` and `end` are (pairs, pixels); the result is (pairs, steps, pixels).
-    """
-    t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-    return model.decode(torch.lerp(model.encode(start)[:, None], model.encode(end)[:, None], t))
+    return numbers
 
 
 def interpolation(lab, figure):
-    """Step 6: draw start | decoded codes | end for pairs of the shown images."""
+    """Step 6: draw start | decoded codes | end for pairs of images; the last test image makes them even."""
     shown, names = lab.shown, lab.names
     if len(names) % 2:
-        shown = torch.cat([shown, lab.images[lab.partner, None]])
-        names = [*names, test_name(lab.labels, lab.partner)]
+        shown = torch.cat([shown, lab.images[-1:]])
+        names = [*names, selection.test_image_name(lab.labels, len(lab.images) - 1)]
     start, end = shown[::2], shown[1::2]
     rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
     captions = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2])]
     title = f"Interpolation on {lab.dataset}: start | {lab.steps} decoded codes | end"
     figures.image_rows(figure, title, rows, captions, columns=1)
+    return {"steps": lab.steps}
+
+
+def interpolate(model, start, end, steps):
+    """Return images (pairs, steps, pixels) decoded from codes on the line from start's to end's.
+
+    `start` and `end` are images (pairs, pixels).
+    """
+    t = torch.linspace(0, 1, steps, device=start.device)[:, None]
+    return model.decode(torch.lerp(model.encode(start)[:, None], model.encode(end)[:, None], t))
 
 
 def bottleneck(lab, figure):
     """Draw the first shown image with each unit moved over its range; return what each unit carries."""
     codes = lab.model.encode(lab.images)
-    activity = (codes > 0).float().mean(0)
-    importance = metrics.importance(lab.model, codes, lab.images)
-    live = int((activity > 0).sum())
-    print(f"{live} of {len(activity)} units live on the test images; active on (%) "
-          + " ".join(f"{100 * fraction:.0f}" for fraction in activity))
+    activity, importance = (codes > 0).float().mean(0), metrics.importance(lab.model, codes, lab.images)
+    live, units = int((activity > 0).sum()), len(activity)
+    print(f"{live} of {units} units live on the test images")
 
-    order = (importance + (activity > 0)).argsort(descending=True)[:MAX_UNITS].tolist()  # dead ones last
+    order = (importance + (activity > 0)).argsort(descending=True)[:MAX_UNITS]  # dead ones last
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
-    code = lab.model.encode(lab.shown[0])
-    rows, captions = [], []
-    for unit, start, end in zip(order, low, high):
+    code, rows = lab.model.encode(lab.shown[0]), []
+    for unit, start, end in zip(order, low.tolist(), high.tolist()):
         moved = code.repeat(11, 1)
         moved[:, unit] = torch.linspace(start, end, 11)
-        alive = activity[unit] > 0
-        rows.append(lab.model.decode(moved) * (1 if alive else 0.3))
-        caption = f"unit {unit}: DEAD, active on no test image"
-        if alive:
-            caption = (f"unit {unit}: {start:.1f} to {end:.1f}, active on {activity[unit]:.0%}, "
-                       f"carries {importance[unit]:.0%}")
-        captions.append(caption)
+        rows.append(lab.model.decode(moved))
 
+    captions = [figures.unit_caption(*numbers)
+                for numbers in zip(order, low, high, activity[order], importance[order])]
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
     title = f"What each unit does on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
-    return {"units": len(activity), "live_units": live, "active_fraction_of_each_unit": activity.tolist(),
+    return {"units": units, "live_units": live, "active_fraction_of_each_unit": activity.tolist(),
             "importance_of_each_unit": importance.tolist()}
+
+
+TESTS = {"reconstruction": reconstruction, "denoising": denoising, "interpolation": interpolation,
+         "bottleneck": bottleneck}  # the report's steps 4, 5 and 6, and one more
 
 
 def print_mse(what, mse):
     print(f"{what:20}  MSE {mse:.5f}  PSNR {metrics.psnr(mse):4.1f} dB")
 
 
-def choose(words, labels, errors):
-    """Return what the words of -i name, indices of test images and paths of pictures, as a list.
-
-    None at all: the first image of every digit. `errors` are the test images' MSE, for "worst" and "best"
-    alone. Raises UsageError.
-    """
-    chosen = []
-    for word in words or [f"digit={digit}" for digit in labels.unique().tolist()]:
-        if word in ("worst", "best"):
-            found = errors.argsort(descending=word == "worst").tolist()[:10]
-        elif word.startswith("digit=") and word[6:].isdecimal():
-            found = (labels == int(word[6:])).nonzero().flatten().tolist()[: 10 if words else 1]
-        elif word.isdecimal():
-            found = [int(word)] if int(word) < len(labels) else []
-        else:
-            found = [word] if Path(word).suffix or Path(word).exists() else []
-        if not found:
-            raise UsageError(f"-i {word}: takes indices from 0 to {len(labels) - 1}, worst, best, "
-                             "digit=0 ... digit=9, and picture files")
-        chosen += found
-    if len(chosen) > MAX_SHOWN:
-        raise UsageError(f"-i names {len(chosen)} images: a figure shows {MAX_SHOWN} at the most")
-    return chosen
+def print_numbers(what, numbers):
+    print(f"{what:20}  " + "  ".join(f"{key}: {number:.4f}" for key, number in numbers.items()))
 
 
-def test_name(labels, index):
-    return f"{labels[index]}, image {index}"
+def set_up(args):
+    """Return the Lab that `args` describe."""
+    device, model = choose_device(args.device), checkpoint.load_weights(args.load)
+    trained_on = checkpoint.training_set(args.load, model)
+    dataset, test_set = data.load(args.dataset or trained_on, args.data_dir, "test")
+    model, images, labels = model.to(device), data.to_float(test_set.images.to(device)), test_set.labels
+    shown, names = selection.select(args.index, model, images, labels)
 
-
-TESTS = {"reconstruction": reconstruction, "denoising": denoising, "interpolation": interpolation,
-         "bottleneck": bottleneck}  # the report's steps 4, 5 and 6, and one more
+    print(f"{dataset}: {len(images):,} test images through {args.load}, "
+          f"{model.fc2.out_features} bottleneck units, on {device}")
+    if trained_on and not args.dataset:
+        print(f"the checkpoint beside {args.load} says that it was trained on {trained_on}")
+    return Lab(model, dataset, images, labels, shown, names, args.noise, args.steps, args.seed)
 
 
 @torch.inference_mode()
@@ -194,46 +162,31 @@ def run(args):
     cli.require_range("--noise", args.noise, 0, 10**6)
     cli.require_range("--steps", args.steps, 2, 100)
     cli.require_range("--seed", args.seed, 0, 2**63 - 1)
-    device = choose_device(args.device)
-    model = checkpoint.load_weights(args.load)
-    trained_on = checkpoint.training_set(args.load, model)
-    dataset, test_set = data.load(args.dataset or trained_on, args.data_dir, "test")
-    model, images, labels = model.to(device), data.to_float(test_set.images.to(device)), test_set.labels
-    errors = metrics.mse_per_image(model(images), images) if {"worst", "best"} & {*args.index} else None
-    chosen = choose(args.index, labels, errors)
-    shown = [images[i] if isinstance(i, int) else read_picture(i).to(device) for i in chosen]
-    names = [test_name(labels, i) if isinstance(i, int) else Path(i).name for i in chosen]
-    partner = (chosen[-1] + 1) % len(images) if isinstance(chosen[-1], int) else 0
-    lab = Lab(model, dataset, images, labels, torch.stack(shown), names, partner, args.noise, args.steps,
-              args.seed)
-    out = args.out or Path("outputs", dataset)
+    lab = set_up(args)
+    out = args.out or Path("outputs", lab.dataset)
     if args.explore:
         return explore(lab, args, out)
 
-    names = [list(TESTS)[args.step - 4]] if args.step else list(TESTS)
-    for name in names:
-        checkpoint.require_writable(out / f"{name}.png")
-    if not args.step:
-        checkpoint.require_writable(out / "metrics.json")
-    print(f"{dataset}: {len(images):,} test images through {args.load}, "
-          f"{model.fc2.out_features} bottleneck units, on {device}")
-    if trained_on and not args.dataset:
-        print(f"its checkpoint says that it was trained on {trained_on}")
+    tests = [list(TESTS)[args.step - 4]] if args.step else list(TESTS)
+    files = [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"])
+    for file in files:
+        checkpoint.require_writable(out / file)
 
     pyplot = figures.interactive_pyplot() if has_display() and not args.no_show else None
     numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
-               "dataset": dataset, "test_images": len(images), "torch": torch.__version__,
+               "dataset": lab.dataset, "test_images": len(lab.images), "torch": torch.__version__,
                "python": platform.python_version()}
-    contents = {}
-    for name in names:
-        figure = pyplot.figure(name) if pyplot else Figure()
-        numbers[name] = TESTS[name](lab, figure)
-        contents[f"{name}.png"] = figures.to_bytes(figure)
+    contents = []
+    for test in tests:
+        figure = pyplot.figure(test) if pyplot else Figure()
+        numbers[test] = TESTS[test](lab, figure)
+        contents.append(figures.to_bytes(figure))
     if not args.step:
-        contents["metrics.json"] = json.dumps(numbers, indent=2).encode() + b"\n"
-    for name, content in contents.items():
-        checkpoint.write(out / name, content)
-    print(f"wrote {', '.join(contents)} to {out}")
+        contents.append(json.dumps(numbers, indent=2).encode() + b"\n")
+
+    for file, content in zip(files, contents):
+        checkpoint.write(out / file, content)
+    print(f"wrote {', '.join(files)} to {out}")
     if pyplot:
         print("close the windows to end the command")
         pyplot.show()

@@ -74,6 +74,13 @@ def rows_height(count, length, columns, width):
     return 0.5 + math.ceil(count / columns) * (width * 0.98 / columns / length + 0.22)
 
 
+def unit_caption(unit, low, high, activity, importance):
+    """Return what is written above the row of a unit of the bottleneck."""
+    if activity == 0:
+        return f"unit {unit}: DEAD, active on no test image"
+    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.0%}, carries {importance:.0%}"
+
+
 def unit_rows(figure, title, examples, rows, captions, positions):
     """Draw an image and its reconstruction, `examples` (2, 784), and below them what each unit does.
 
@@ -83,7 +90,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     _, length, pixels = rows.shape
     blank = torch.ones(1, length - 2, pixels, device=rows.device)
     first = torch.cat([examples[None], blank], 1)
-    title += "\nred: where the image itself stands; carries: what holding a unit at its mean costs"
+    title += "\nred: the image's own value. carries: how much of the reconstruction is lost without the unit"
     columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
     captions = ["input | output", *captions]
     first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)
