@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from labkit import LabError, UsageError, checkpoint, cli, data, metrics
 from labkit.job import Job, exiting_on_signals
+from labkit.run_files import RunFiles
 from model import autoencoderMLP4Layer, start_from_mean
 
 DEFAULTS = {"bottleneck": 8, "epochs": 50, "batch_size": 2048, "lr": 1e-3, "noise": 0.0, "init": "mean",
@@ -182,8 +183,8 @@ def find_checkpoint(args):
 def choose_files(args, dataset, rank=0):
     """Return the RunFiles of a run on the data set of that name."""
     folder = Path("outputs", dataset)
-    return checkpoint.RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png",
-                               dataset, DEFAULTS, rank)
+    return RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png", dataset,
+                    DEFAULTS, rank)
 
 
 def parse(argv):

@@ -4,38 +4,26 @@
 ways between this project and other solutions of the lab. `model.ckpt` is what --resume needs.
 """
 
-import copy
-import csv
 import io
 import math
 import os
-import sys
-import time
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
-from labkit import LabError, UsageError, figures
+from labkit import LabError
 from labkit.data import DATASETS
 from model import autoencoderMLP4Layer
 
 LEGACY_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch before 1.6 begins a file: no zip
-EVERY = 5  # seconds between two checkpoints, or an epoch if that is longer; writing one takes 0.02 s
-
-
 STATE = ("model", "optimizer", "history", "settings")  # of a run, in its checkpoint
 EPOCH = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # in its history
 
 
 class CheckpointError(LabError):
     """A file that is not what it should be; the text names the file, what was found and what was expected."""
-
-
-class SaveError(LabError):
-    """Files that could not be written."""
 
 
 def temporary_path(path):
@@ -75,86 +63,6 @@ def to_bytes(state):
     buffer = io.BytesIO()  # torch.save straight to a full disk ends in a RuntimeError without the reason
     torch.save(state, buffer)
     return buffer.getbuffer()
-
-
-class RunFiles:
-    """The files of a training run: `weights`, `checkpoint`, `plot` and `csv`; rank 0 alone writes them.
-
-    Whatever ends the run, they show it as it was when keep() was last called, after a whole epoch.
-    """
-
-    def __init__(self, weights, plot, dataset, options, rank=0):
-        self.weights, self.checkpoint = Path(weights), checkpoint_path(weights)
-        self.plot, self.csv = Path(plot), Path(plot).with_suffix(".csv")
-        self.dataset, self.options, self.rank = dataset, options, rank
-        self.format = self.plot.suffix[1:].lower() or "png"
-        self.state = None
-        self.saved_at = -math.inf
-        self.warned = False
-
-    def require_writable(self):
-        """Raise UsageError or OSError unless each of the files can be written."""
-        paths = self.weights, self.checkpoint, self.plot, self.csv
-        if len({os.path.realpath(path) for path in paths}) < len(paths):
-            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need "
-                             "names of their own")
-        if not figures.is_format(self.format):
-            raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
-                             "try .png, .pdf or .svg")
-        for path in paths:
-            require_writable(path)
-
-    def keep(self, model, optimizer, history, args):
-        """Keep a copy of the run as it is after a whole epoch."""
-        if self.rank == 0:
-            settings = {option: getattr(args, option) for option in self.options} | {"dataset": self.dataset}
-            self.state = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                                        "history": history, "settings": settings})
-
-    def write_checkpoint(self):
-        """Write the checkpoint if the last one is EVERY seconds old; warn, once, where that fails."""
-        if self.rank > 0 or time.monotonic() - self.saved_at < EVERY:
-            return
-        try:
-            write(self.checkpoint, to_bytes(self.state))
-        except OSError as error:
-            if not self.warned:
-                print(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a checkpoint",
-                      file=sys.stderr)
-            self.warned = True
-        self.saved_at = time.monotonic()
-
-    def write_all(self):
-        """Write every file, the loss curve and its numbers once there are any. Raises SaveError."""
-        if self.rank > 0:
-            return
-        weights = {name: tensor.cpu() for name, tensor in self.state["model"].items()}
-        contents = {self.weights: to_bytes(weights), self.checkpoint: to_bytes(self.state)}
-        if self.state["history"]:
-            figure = Figure()
-            figures.loss_curve(figure, self.state["history"], self.dataset)
-            contents[self.plot] = figures.to_bytes(figure, self.format)
-            contents[self.csv] = csv_bytes(self.state["history"])
-
-        failed = []
-        for path, content in contents.items():
-            try:
-                write(path, content)
-            except OSError as error:
-                failed.append(f"{path}: {error.strerror}")
-        if failed:
-            raise SaveError(f"{'; '.join(failed)}: the old files are kept; make room and run it again")
-        done, epochs = len(self.state["history"]), self.state["settings"]["epochs"]
-        print(f"wrote {', '.join(map(str, contents))} after {done} of {epochs} epochs")
-
-
-def csv_bytes(rows):
-    """Return dicts with the same keys as the bytes of a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def checkpoint_path(weights):
