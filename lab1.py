@@ -23,11 +23,11 @@ if __name__ == "__main__":
 import torch
 from matplotlib.figure import Figure
 
-from labkit import checkpoint, cli, data, figures, metrics, selection
+from labkit import checkpoint, cli, data, figures, files, metrics, selection
 from labkit.job import choose_device, exiting_on_signals, has_display
 from labkit.page import explore_page
 
-MAX_UNITS = 30  # of the bottleneck in a figure
+UNITS_DRAWN = 30  # of a larger bottleneck
 
 
 class Lab(NamedTuple):
@@ -72,7 +72,8 @@ def denoising(lab, figure):
 
     noisy = lab.shown + lab.noise * metrics.normal_like(lab.shown, lab.seed)
     outputs = lab.model(noisy)
-    before, after = metrics.mse_per_image(noisy, lab.shown), metrics.mse_per_image(outputs, lab.shown)
+    before = metrics.mse_per_image(noisy, lab.shown)
+    after = metrics.mse_per_image(outputs, lab.shown)
     captions = [f"{name}: MSE {a:.4f} to {b:.4f}" for name, a, b in zip(lab.names, before, after)]
     rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
     title = (f"Denoising on {lab.dataset}: input | with {lab.noise:g} x noise | output. "
@@ -107,13 +108,16 @@ def interpolate(model, start, end, steps):
 def bottleneck(lab, figure):
     """Draw the first shown image with each unit moved over its range; return what each unit carries."""
     codes = lab.model.encode(lab.images)
-    activity, importance = (codes > 0).float().mean(0), metrics.importance(lab.model, codes, lab.images)
+    activity = (codes > 0).float().mean(0)
+    importance = metrics.importance(lab.model, codes, lab.images)
     live, units = int((activity > 0).sum()), len(activity)
     print(f"{live} of {units} units live on the test images")
 
-    order = (importance + (activity > 0)).argsort(descending=True)[:MAX_UNITS]  # dead ones last
+    rank = importance + (activity > 0)  # live units above dead ones
+    order = rank.argsort(descending=True)[:UNITS_DRAWN]
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
-    code, rows = lab.model.encode(lab.shown[0]), []
+    code = lab.model.encode(lab.shown[0])
+    rows = []
     for unit, start, end in zip(order, low.tolist(), high.tolist()):
         moved = code.repeat(11, 1)
         moved[:, unit] = torch.linspace(start, end, 11)
@@ -130,7 +134,8 @@ def bottleneck(lab, figure):
 
 
 TESTS = {"reconstruction": reconstruction, "denoising": denoising, "interpolation": interpolation,
-         "bottleneck": bottleneck}  # the report's steps 4, 5 and 6, and one more
+         "bottleneck": bottleneck}
+STEPS = {4: "reconstruction", 5: "denoising", 6: "interpolation"}  # of the report
 
 
 def print_mse(what, mse):
@@ -143,7 +148,8 @@ def print_numbers(what, numbers):
 
 def set_up(args):
     """Return the Lab that `args` describe."""
-    device, model = choose_device(args.device), checkpoint.load_weights(args.load)
+    device = choose_device(args.device)
+    model = checkpoint.load_weights(args.load)
     trained_on = checkpoint.training_set(args.load, model)
     dataset, test_set = data.load(args.dataset or trained_on, args.data_dir, "test")
     model, images, labels = model.to(device), data.to_float(test_set.images.to(device)), test_set.labels
@@ -167,10 +173,10 @@ def run(args):
     if args.explore:
         return explore(lab, args, out)
 
-    tests = [list(TESTS)[args.step - 4]] if args.step else list(TESTS)
-    files = [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"])
-    for file in files:
-        checkpoint.require_writable(out / file)
+    tests = [STEPS[args.step]] if args.step else list(TESTS)
+    outputs = [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"])
+    for output in outputs:
+        files.require_writable(out / output)
 
     pyplot = figures.interactive_pyplot() if has_display() and not args.no_show else None
     numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
@@ -184,9 +190,9 @@ def run(args):
     if not args.step:
         contents.append(json.dumps(numbers, indent=2).encode() + b"\n")
 
-    for file, content in zip(files, contents):
-        checkpoint.write(out / file, content)
-    print(f"wrote {', '.join(files)} to {out}")
+    for output, content in zip(outputs, contents):
+        files.write(out / output, content)
+    print(f"wrote {', '.join(outputs)} to {out}")
     if pyplot:
         print("close the windows to end the command")
         pyplot.show()
@@ -195,10 +201,10 @@ def run(args):
 def explore(lab, args, out):
     """Write a page to play with the network, and open it where there is a display."""
     path = out / "explore.html"
-    checkpoint.require_writable(path)
+    files.require_writable(path)
     importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
     page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, args.load.name)
-    checkpoint.write(path, page.encode())
+    files.write(path, page.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
     if has_display() and not args.no_show:
         webbrowser.open(path.resolve().as_uri())
@@ -213,7 +219,7 @@ def parse(argv):
     add("-i", "--index", nargs="+", default=[], metavar="N",
         help="images to show: indices of test images, worst, best, digit=7, or picture files of your own "
              "digits (default: the first test image of every digit)")
-    add("--step", type=int, choices=(4, 5, 6),
+    add("--step", type=int, choices=STEPS,
         help="the report's step: 4 reconstruction, 5 denoising, 6 interpolation (default: all)")
     add("--noise", type=float, default=0.2, metavar="S",
         help="step 5 adds S * N(0, 1) (default: %(default)s)")

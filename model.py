@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CODE = 30.0  # around which a bottleneck unit starts ...
-CODE_UNITS = 64  # ... in a bottleneck of up to so many units
+INITIAL_CODE = 30.0  # of each bottleneck unit, around which it starts, if there are at most ...
+FULL_CODE_UNITS = 64  # ... this many; more units start lower
 
 
 class autoencoderMLP4Layer(nn.Module):
@@ -56,11 +56,11 @@ def start_from_mean(model, mean):
     Initialization: Theory and Numerical Examples", arXiv 1903.06733). So the network starts by painting
     the mean image, with its bottleneck far above zero and its decoder centred on it.
 
-    A step of Adam moves fc3's outputs by about learning rate * code * units. Larger bottlenecks have
-    smaller codes for it, and larger weights in fc3 that make up for them.
+    A step of Adam moves fc3's outputs by about learning rate * code * units. Above 64 units codes therefore
+    start lower, and fc3's weights larger to make up for it.
     """
-    shrink = max(1, model.fc3.in_features / CODE_UNITS)
-    code = CODE / shrink
+    shrink = max(1, model.fc3.in_features / FULL_CODE_UNITS)
+    code = INITIAL_CODE / shrink
     model.fc4.bias.copy_(torch.logit(mean, eps=1e-3))
     model.fc4.weight.mul_(0.3)
 

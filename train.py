@@ -6,6 +6,7 @@ The report's recipe: Adam with learning rate 1e-3, MSE, ReduceLROnPlateau on the
 loss. On MNIST it ends with a test MSE of 0.017, after one to two minutes on two cores.
 """
 
+import argparse
 import math
 import signal
 import sys
@@ -55,12 +56,13 @@ def train_epoch(model, loader, optimizer, noise, job):
 
 
 def train(args, job):
-    """Train as `args` say. Whatever ends the run, its files show it after its last whole epoch."""
+    """Train as `args` say. What ends the run early leaves its files as they were after a whole epoch."""
     start = time.perf_counter()
     args, state = job.on_rank_0(settle_options, args, job.world_size)
     name, train_set, test_set = job.on_rank_0(data.load, args.dataset, args.data_dir, "train", "test")
     train_set, test_set = train_set.to(job.device), test_set.to(job.device)
-    files = choose_files(args, name, job.rank)
+    test_part = test_set.part(job.rank, job.world_size)
+    files = run_files(args, name, job.rank)
     job.on_rank_0(files.require_writable)
     print(f"{name}: {len(train_set):,} training and {len(test_set):,} test images, on {job}")
 
@@ -71,7 +73,7 @@ def train(args, job):
         steps = len(history) * len(loader)
         checkpoint.restore(state, files.checkpoint, model, optimizer, scheduler, steps)
     network = DistributedDataParallel(model) if job.world_size > 1 else model
-    files.keep(model, optimizer, history, args)
+    files.snapshot(model, optimizer, history, args)
 
     with job.deferring_signals():
         try:
@@ -81,19 +83,21 @@ def train(args, job):
                 torch.manual_seed(data.epoch_seed(args.seed * job.world_size + job.rank, epoch))  # noise
                 loss = job.mean(train_epoch(network, loader, optimizer, args.noise, job))
                 require_finite(loss, model, epoch, args.lr)
-                lr = optimizer.param_groups[0]["lr"]
+                learning_rate = optimizer.param_groups[0]["lr"]
                 scheduler.step(loss)
 
-                test_loss = job.mean(metrics.evaluate(model, test_set.part(job).in_order())[0])
-                seconds = time.perf_counter() - epoch_start
+                test_mse, _ = metrics.evaluate(model, test_part.in_order())
+                test_loss = job.mean(test_mse)
                 history.append({"epoch": epoch, "loss": loss, "test_loss": test_loss,
-                                "learning_rate": lr, "seconds": seconds})
+                                "learning_rate": learning_rate,
+                                "seconds": time.perf_counter() - epoch_start})
                 tqdm.write(f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  loss {loss:.4f}  "
                            f"test {test_loss:.4f}")
-                files.keep(model, optimizer, history, args)
+                files.snapshot(model, optimizer, history, args)
                 files.write_checkpoint()
+                job.agree_on_signal()
         finally:
-            if history or args.epochs == 0:
+            if history or args.epochs == 0:  # else there is nothing better than what older files hold
                 files.write_all()
     if job.rank == 0:
         print_summary(model, train_set, test_set, history, start)
@@ -122,11 +126,11 @@ def print_summary(model, train_set, test_set, history, start):
     """Print what a run that began at `start` came to, and warnings on stderr of what went wrong."""
     if not history:
         print("no epochs: these are the weights of an untrained network")
-    mse = metrics.evaluate(model, test_set.in_order())[0].item()
-    activity = metrics.evaluate(model, train_set.in_order())[1]
+    mse, _ = metrics.evaluate(model, test_set.in_order())
+    _, activity = metrics.evaluate(model, train_set.in_order())
     live, units = int((activity > 0).sum()), len(activity)
-    print(f"test MSE {mse:.5f}, PSNR {metrics.psnr(mse):.1f} dB; {live} of {units} bottleneck units live "
-          f"on the training images; {time.perf_counter() - start:.1f} s")
+    print(f"test MSE {mse:.5f}, PSNR {metrics.psnr(mse.item()):.1f} dB; {live} of {units} bottleneck units "
+          f"live on the training images; {time.perf_counter() - start:.1f} s")
 
     if live < units:
         print(f"warning: {units - live} of {units} bottleneck units never fire on the training images: "
@@ -143,7 +147,7 @@ def settle_options(args, world_size):
     CheckpointError.
     """
     path = find_checkpoint(args) if args.resume else None
-    state = checkpoint.load_checkpoint(path, DEFAULTS) if path else None
+    state = load_state(path) if path else None
     for option, value in (state["settings"] if state else DEFAULTS).items():
         given = getattr(args, option)
         if given is None:
@@ -151,36 +155,45 @@ def settle_options(args, world_size):
         elif state and given != value and option != "epochs":
             raise UsageError(f"{path} was made with --{option.replace('_', '-')} {value}, not {given}")
 
-    if state and len(state["history"]) > args.epochs:
-        done = len(state["history"])
-        raise UsageError(f"{path} has {done} epochs: ask for more than -e {args.epochs}")
     require_ranges(args)
     if args.batch_size % world_size:
         raise UsageError(f"-b {args.batch_size}: must be a multiple of the {world_size} processes")
+    if state and (done := len(state["history"])) > args.epochs:
+        raise UsageError(f"{path} has {done} epochs already: ask for -e {done} or more")
     return args, state
-
-
-def require_ranges(args):
-    """Raise UsageError where a number is out of its range."""
-    cli.require_range("-z", args.bottleneck, 1, 784)
-    cli.require_range("-e", args.epochs, 0, 10**9)
-    cli.require_range("-b", args.batch_size, 1, 10**9)
-    cli.require_range("--noise", args.noise, 0, 10**6)
-    cli.require_range("--lr", args.lr, 0, 10**38)
-    cli.require_range("--seed", args.seed, 0, 2**63 - 1)
 
 
 def find_checkpoint(args):
     """Return the path of the checkpoint to resume, or None where there is none yet."""
     names = [args.dataset] if args.dataset else ["mnist", "glyphs"]  # as data.load() tries them
-    paths = [choose_files(args, name).checkpoint for name in names]
+    paths = [run_files(args, name).checkpoint for name in names]
     for path in paths:
         if path.exists():
             return path
     print(f"no {paths[0]} yet: starting from the beginning")
 
 
-def choose_files(args, dataset, rank=0):
+def load_state(path):
+    """Return the state of the run in the checkpoint at `path`. Raises CheckpointError."""
+    state = checkpoint.load_checkpoint(path, DEFAULTS)
+    try:
+        require_ranges(argparse.Namespace(**state["settings"]))
+    except UsageError as error:
+        raise checkpoint.CheckpointError(f"{path}: settings, {error}") from error
+    return state
+
+
+def require_ranges(options):
+    """Raise UsageError where a number is out of its range."""
+    cli.require_range("-z", options.bottleneck, 1, 784)
+    cli.require_range("-e", options.epochs, 0, 10**9)
+    cli.require_range("-b", options.batch_size, 1, 10**9)
+    cli.require_range("--noise", options.noise, 0, 10**6)
+    cli.require_range("--lr", options.lr, 0, 10**38)
+    cli.require_range("--seed", options.seed, 0, 2**63 - 1)
+
+
+def run_files(args, dataset, rank=0):
     """Return the RunFiles of a run on the data set of that name."""
     folder = Path("outputs", dataset)
     return RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png", dataset,

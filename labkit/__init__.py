@@ -1,4 +1,4 @@
-"""What the two commands stand on: a file a duty, see README.md."""
+"""What the two commands stand on, one file per duty."""
 
 
 class LabError(Exception):

@@ -1,4 +1,4 @@
-"""Files to disk and back: whole or absent, read without running code, checked before use.
+"""Weights and checkpoints: read without running code, and checked before use.
 
 `model.pth` is a plain state_dict, the eight tensors fc1.weight ... fc4.bias, so that weights travel both
 ways between this project and other solutions of the lab. `model.ckpt` is what --resume needs.
@@ -6,7 +6,6 @@ ways between this project and other solutions of the lab. `model.ckpt` is what -
 
 import io
 import math
-import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,44 +17,12 @@ from labkit.data import DATASETS
 from model import autoencoderMLP4Layer
 
 LEGACY_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch before 1.6 begins a file: no zip
-STATE = ("model", "optimizer", "history", "settings")  # of a run, in its checkpoint
-EPOCH = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # in its history
+STATE_KEYS = ("model", "optimizer", "history", "settings")  # of a checkpoint
+HISTORY_ROW = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # an example
 
 
 class CheckpointError(LabError):
     """A file that is not what it should be; the text names the file, what was found and what was expected."""
-
-
-def temporary_path(path):
-    """Return the path of the file that becomes `path`, or what `path` links to, once it is complete."""
-    path = Path(os.path.realpath(path))
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def require_writable(path):
-    """Make the folder of `path`; raise OSError unless a file can be written there.
-
-    For use before the work: afterwards it would be lost.
-    """
-    if not Path(path).name or Path(path).exists() and not Path(path).is_file():  # /dev/null would be replaced
-        raise OSError(f"{path} is not a regular file")
-    temporary = temporary_path(path)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()
-    temporary.unlink()
-
-
-def write(path, content):
-    """Write bytes atomically: `path` is at any moment absent, its old self or complete. Raises OSError."""
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
-        os.replace(temporary, os.path.realpath(path))
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def to_bytes(state):
@@ -66,7 +33,7 @@ def to_bytes(state):
 
 
 def checkpoint_path(weights):
-    """Return where the checkpoint of the run lies that writes `weights`."""
+    """Return the path of the checkpoint that belongs to the weights at `weights`."""
     return Path(f"{weights}".removesuffix(".pth") + ".ckpt")
 
 
@@ -88,7 +55,7 @@ def read(path):
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} is damaged or no file of torch.save's ({error})") from error
     except Exception as error:  # a hostile pickle can raise anything
-        if "Unsupported global" in str(error) or "weights_only" in str(error):
+        if "Unsupported" in str(error):
             raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
                                   "torch.save(model.state_dict(), ...)") from error
         raise CheckpointError(f"{path} can't be read: {' '.join(str(error).split())[:200]}") from error
@@ -108,7 +75,7 @@ def load_weights(path):
 
     Raises CheckpointError for anything but eight finite float32 tensors of that network, and OSError.
     """
-    return network(read(path), path)
+    return model_from_state(read(path), path)
 
 
 def training_set(path, model):
@@ -118,14 +85,14 @@ def training_set(path, model):
     """
     try:
         state = read(checkpoint_path(path))
-        weights, dataset = network(state["model"], path).state_dict(), state["settings"]["dataset"]
+        weights, dataset = model_from_state(state["model"], path).state_dict(), state["settings"]["dataset"]
     except (CheckpointError, OSError, KeyError, TypeError):
         return None
     same = all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
     return dataset if same and dataset in DATASETS else None
 
 
-def network(state, path):
+def model_from_state(state, path):
     """Return an autoencoder with the weights `state`, which came from `path`. Raises CheckpointError."""
     with torch.device("meta"):  # sizes without memory
         names = list(autoencoderMLP4Layer().state_dict())
@@ -166,26 +133,22 @@ def require_tensor(tensor, expected, name):
         raise CheckpointError(f"{name} holds NaN or infinite numbers; train it anew with a lower --lr")
 
 
-def require_like(found, expected, name, exact=False):
+def require_like(found, expected, name):
     """Raise CheckpointError unless `found` has the keys, types and lengths of `expected`, and no NaN.
 
-    `name` says in the text which entry it is; with `exact`, numbers and strings have to be equal, too.
+    `name` says in the text which entry it is.
     """
     if isinstance(expected, torch.Tensor):
         return require_tensor(found, expected, name)
 
-    kind = dict if isinstance(expected, dict) else type(expected)
-    if (dict if isinstance(found, dict) else type(found)) is not kind:
+    kind = dict if isinstance(expected, dict) else type(expected)  # OrderedDict or dict
+    if not isinstance(found, kind) or isinstance(found, bool):
         raise CheckpointError(f"{name} is of type {type(found).__name__}; expected {kind.__name__}")
     if kind is dict:
         if set(found) != set(expected):
             raise CheckpointError(f"{name} has other entries than {', '.join(map(str, expected))}")
         for key in expected:
-            require_like(found[key], expected[key], f"{name}, {key}", exact)
-    elif kind in (list, tuple):
-        require_like(dict(enumerate(found)), dict(enumerate(expected)), name, exact)
-    elif exact and found != expected:
-        raise CheckpointError(f"{name} is {found!r}; expected {expected!r}")
+            require_like(found[key], expected[key], f"{name}, {key}")
     elif kind is float and not math.isfinite(found):
         raise CheckpointError(f"{name} is {found}; expected a finite number")
 
@@ -196,16 +159,19 @@ def load_checkpoint(path, options):
     Raises CheckpointError, OSError.
     """
     state = read(path)
-    if not isinstance(state, dict) or set(state) != {*STATE}:
-        raise CheckpointError(f"{path} is no checkpoint of train.py: expected {', '.join(STATE)}")
+    if not isinstance(state, dict) or set(state) != {*STATE_KEYS}:
+        raise CheckpointError(f"{path} is no checkpoint of train.py: expected {', '.join(STATE_KEYS)}")
     require_like(state["settings"], options | {"dataset": ""}, f"{path}: settings")
     if not isinstance(state["history"], list):
         raise CheckpointError(f"{path}: history is of type {type(state['history']).__name__}; expected list")
     for number, epoch in enumerate(state["history"], 1):
-        require_like(epoch, EPOCH, f"{path}: history, epoch {number}")
+        require_like(epoch, HISTORY_ROW, f"{path}: history, epoch {number}")
         if epoch["epoch"] != number or min(epoch.values()) < 0 or max(epoch["loss"], epoch["test_loss"]) > 1:
             raise CheckpointError(f"{path}: history, epoch {number} is {epoch}; expected losses from 0 to 1")
-    if network(state["model"], path).fc2.out_features != state["settings"]["bottleneck"]:
+    for option, choices in (("dataset", DATASETS), ("init", ("mean", "report"))):
+        if state["settings"][option] not in choices:
+            raise CheckpointError(f"{path}: settings, {option} is {state['settings'][option]!r}")
+    if model_from_state(state["model"], path).fc2.out_features != state["settings"]["bottleneck"]:
         raise CheckpointError(f"{path}: model and settings have bottlenecks of different sizes")
     return state
 
@@ -213,7 +179,8 @@ def load_checkpoint(path, options):
 def restore(state, path, model, optimizer, scheduler, steps):
     """Bring a fresh model, Adam and ReduceLROnPlateau to `state`, read from `path`, after so many steps.
 
-    The scheduler's own state, and the learning rate with it, follow from the losses. Raises CheckpointError.
+    A checkpoint holds Adam's moments alone: its settings, the scheduler's state and the learning rate follow
+    from the command's options and the losses. Raises CheckpointError.
     """
     if steps > 0:  # a step without a gradient gives Adam the state that a checkpoint has to match
         for parameter in model.parameters():
@@ -223,11 +190,10 @@ def restore(state, path, model, optimizer, scheduler, steps):
     for row in state["history"]:
         scheduler.step(row["loss"])
 
-    found, expected = state["optimizer"], optimizer.state_dict()
-    require_like(found, expected, f"{path}: optimizer")
-    require_like(found["param_groups"], expected["param_groups"], f"{path}: optimizer", exact=True)
-    for number, moments in found["state"].items():
+    fresh = optimizer.state_dict()
+    require_like(state["optimizer"], fresh["state"], f"{path}: optimizer")
+    for parameter, moments in state["optimizer"].items():
         if moments["step"] != steps or (moments["exp_avg_sq"] < 0).any():
-            raise CheckpointError(f"{path}: optimizer, state, {number} is not of {steps} steps of Adam")
+            raise CheckpointError(f"{path}: optimizer, {parameter} is not of {steps} steps of Adam")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(found)
+    optimizer.load_state_dict(fresh | {"state": state["optimizer"]})

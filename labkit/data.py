@@ -9,7 +9,6 @@ index, one batch of float32. Resident bytes take a quarter of the memory of floa
 
 import gzip
 import math
-import os
 import socket
 import sys
 import zlib
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from labkit import LabError, glyphs
+from labkit import LabError, files, glyphs
 
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's
 DATASETS = (*FOLDERS, "glyphs")
@@ -38,8 +37,11 @@ class UnavailableError(DataError):
     """A data set that is neither on disk nor can be downloaded: the problem, and what to do."""
 
     def __init__(self, problem, cure):
-        super().__init__(f"{problem}: {cure}, or use --dataset glyphs")
+        super().__init__(problem, cure)  # as they are, or other processes could not unpickle them
         self.problem, self.cure = problem, cure
+
+    def __str__(self):
+        return f"{self.problem}: {self.cure}, or use --dataset glyphs"
 
 
 class Images(Dataset):
@@ -61,9 +63,9 @@ class Images(Dataset):
         """Return these Images on `device`."""
         return Images(self.images.to(device), self.labels.to(device))
 
-    def part(self, job):
-        """Return the Images that one process of a job evaluates, as many as the others' give or take one."""
-        return Images(self.images[job.rank :: job.world_size], self.labels[job.rank :: job.world_size])
+    def part(self, rank, world_size):
+        """Return every world_size-th image from number `rank` on."""
+        return Images(self.images[rank::world_size], self.labels[rank::world_size])
 
     def in_order(self):
         """Return an iterator over all images as batches of float32: at once they would take 600 MB."""
@@ -149,7 +151,7 @@ def load_archives(name, data_dir, splits):
     """
     raw = data_dir / FOLDERS[name] / "raw"
     tensors, missing, damaged = {}, [], []
-    for file in (file for split in splits for file in ARCHIVES[split]):
+    for file in [file for split in splits for file in ARCHIVES[split]]:
         try:
             tensors[file] = read_idx(raw / file)
         except FileNotFoundError:
@@ -168,7 +170,8 @@ def load_archives(name, data_dir, splits):
             reason = " ".join(str(error).split())[:80]
             raise UnavailableError(f"{what} and could not be downloaded ({reason})", cure) from error
         tensors |= {file: read_idx(raw / file) for file in missing + damaged}
-    return [pair(*(tensors[file] for file in ARCHIVES[split]), raw / ARCHIVES[split][0]) for split in splits]
+    pairs = [ARCHIVES[split] for split in splits]
+    return [checked_images(tensors[images], tensors[labels], raw / images) for images, labels in pairs]
 
 
 def read_idx(path):
@@ -185,15 +188,16 @@ def read_idx(path):
 
     header = 4 + 4 * content[3] if len(content) > 3 else 0
     shape = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
-    if content[:3] != b"\0\0\x08" or len(content) != header + math.prod(shape):
+    count = math.prod(shape)
+    if content[:3] != b"\0\0\x08" or count == 0 or len(content) != header + count:
         raise DataError(f"{path} is damaged (no IDX file of bytes)")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
 
 
-def pair(images, labels, path):
+def checked_images(images, labels, path):
     """Return Images of two tensors, read from `path` and its neighbour, if they fit. Raises DataError."""
     same_count = images.dim() == 3 and labels.shape == images.shape[:1]
-    if not same_count or images.shape[1:] != (28, 28) or len(images) == 0 or labels.max() > 9:
+    if not same_count or images.shape[1:] != (28, 28) or labels.max() > 9:
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise DataError(f"{path} and its labels are of shapes {shapes}; "
                         "expected (N, 28, 28) and (N,) with labels from 0 to 9: delete the wrong file")
@@ -214,6 +218,7 @@ def download(name, raw, files):
         raise DataError(f"{versions}: pip install --force-reinstall torch torchvision") from error
 
     source = getattr(datasets, FOLDERS[name])
+    new_folders = [folder for folder in (raw, *raw.parents) if not folder.exists()]
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
     try:
@@ -222,15 +227,16 @@ def download(name, raw, files):
                 download_file([mirror + file for mirror in source.mirrors], raw / file, md5)
     finally:
         socket.setdefaulttimeout(timeout)
-        with suppress(OSError):  # of a folder with something in it
-            os.removedirs(raw)
+        with suppress(OSError):  # of a folder with a file in it, which stays
+            for folder in new_folders:
+                folder.rmdir()
 
 
 def download_file(urls, path, md5):
-    """Download the first of `urls` that answers well to `path`."""
+    """Download `path` from the first of `urls` that has it."""
     from torchvision.datasets.utils import download_url
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = files.temporary_path(path)
     try:
         for url in urls:
             try:

@@ -31,8 +31,8 @@ def loss_curve(figure, history, dataset):
     figure.set_layout_engine("constrained")
     figure.set_size_inches(7, 4)
     last = history[-1]
-    title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after {last['epoch']} epochs"
-    axes = figure.add_subplot(title=title.replace("1 epochs", "1 epoch"), xlabel="epoch", ylabel="loss (MSE)")
+    title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after epoch {last['epoch']}"
+    axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")
     epochs = [epoch["epoch"] for epoch in history]
     marker = "." if len(history) < 10 else ""  # a line of one point cannot be seen
     axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label="training images")

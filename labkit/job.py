@@ -1,4 +1,4 @@
-"""This process of a run: its device, its rank among others, its signals.
+"""One process of a run: its device, its rank among the others, its signals.
 
 A run is one process, or several that torchrun starts; it tells each its rank in the environment.
 """
@@ -27,7 +27,8 @@ class Stopped(LabError):
     """SIGINT or SIGTERM ended the training."""
 
     def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command with --resume goes on")
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command with --resume goes on "
+                         "from what was written")
         self.exit_status = 128 + number
 
 
@@ -90,23 +91,21 @@ def exiting_on_signals():
 
 
 class Job:
-    """This process among the `world_size` of the run, and its `device`; within `with`, connected to them.
+    """This process among the `world_size` of the run, and its `device`. Within `with` they are connected.
 
     Rank 0 speaks: the others print nothing to stdout. Raises DeviceError and ProcessError.
     """
 
     def __init__(self, device=None):
-        torch.set_flush_denormal(True)  # Adam's moments of pixels that are always 0 would slow a CPU down
         self.rank, _, self.world_size = ranks()
         self.device = choose_device(device)
         self.signal = None  # that came to this process
         self.agreed_signal = None  # that all processes know of
 
     def __enter__(self):
+        torch.set_flush_denormal(True)  # Adam's moments of pixels that are always 0 would slow a CPU down
         if self.world_size > 1:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.connect()
         self.stdout = sys.stdout
         if self.rank > 0:
             sys.stdout = open(os.devnull, "w")
@@ -121,6 +120,16 @@ class Job:
             raise ProcessError(f"process {self.rank} failed or lost another, "
                                f"what was saved can be resumed: {reason}") from error
         dist.destroy_process_group()
+
+    def connect(self):
+        """Open the process group. Raises ProcessError."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        try:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:  # no address, a port in use, nobody there
+            reason = str(error).partition("\n")[0]
+            raise ProcessError(f"the {self.world_size} processes do not find each other: {reason}") from error
 
     def __str__(self):
         return f"{self.device}" + (f" x {self.world_size}" if self.world_size > 1 else "")
@@ -143,7 +152,7 @@ class Job:
         return result
 
     def progress(self, first, last):
-        """Yield the numbers from `first` to `last` with a progress bar, on rank 0 and on a terminal."""
+        """Return an iterator from `first` to `last`, with a progress bar if rank 0 has a terminal."""
         disable = None if self.rank == 0 else True  # None: unless stderr is a terminal
         return tqdm(range(first, last + 1), unit="epoch", leave=False, disable=disable)
 
@@ -161,19 +170,21 @@ class Job:
         """Raise Stopped after a signal.
 
         Of several processes none may stop for a signal that it alone knows of: the others would wait for it
-        for ever. They stop for the one that mean() agreed on, after a whole epoch.
+        for ever. They stop, after a whole epoch, for one that they agreed on.
         """
         number = self.signal if self.world_size == 1 else self.agreed_signal
         if number:
             raise Stopped(number)
 
     def mean(self, loss):
-        """Return the mean of a scalar tensor over the processes, a float; agree with them on a signal."""
-        if self.world_size == 1:
-            return loss.item()
-
-        dist.all_reduce(loss)
-        number = loss.new_tensor(self.signal or 0)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        self.agreed_signal = int(number)
+        """Return the mean of a scalar tensor over the processes, a float."""
+        if self.world_size > 1:
+            dist.all_reduce(loss)
         return loss.item() / self.world_size
+
+    def agree_on_signal(self):
+        """Let check_stop() stop all processes for a signal that came to any of them."""
+        if self.world_size > 1:
+            number = torch.tensor(self.signal or 0, device=self.device)
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self.agreed_signal = number.item()

@@ -19,7 +19,7 @@ def mse_per_image(outputs, images):
     return (outputs - images).square_().mean(1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(model, batches):
     """Return the MSE over all images of `batches`, a scalar tensor, and on what fraction of them each unit
     is active (> 0), (N_bottleneck,).
@@ -81,8 +81,8 @@ def normal_like(images, seed):
 def importance(model, codes, images):
     """Return what fraction of the reconstruction each unit carries, (N_bottleneck,); the sum is 1, or 0.
 
-    The rise of the MSE when a unit is held at its mean over `codes` (N, N_bottleneck), the others left as
-    they are. More than 8 units are measured on correspondingly fewer images, the first ones.
+    A unit's importance is the rise of the MSE when it is held at its mean over `codes` (N, N_bottleneck) and
+    the others are left as they are. More than 8 units are measured on fewer images, the first ones.
     """
     means = codes.mean(0)
     count = IMPORTANCE_DECODINGS // codes.shape[1]

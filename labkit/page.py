@@ -1,4 +1,4 @@
-"""Puts a model into page.html: one file to play with, which needs nothing and asks nobody for anything."""
+"""Puts a model into page.html: one file to play with, which needs nothing and makes no requests."""
 
 import base64
 import hashlib
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from labkit import LabError
+from labkit.metrics import mse_per_image
 
 MAX_UNITS = 64
 PER_DIGIT, WORST = 30, 20  # test images in the page
@@ -31,7 +32,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name):
         raise PageError(f"{units} units: the page has room for {MAX_UNITS}")
 
     codes = model.encode(images)
-    errors = (model.decode(codes) - images).square().mean(1)
+    errors = mse_per_image(model.decode(codes), images)
     if not codes.isfinite().all():
         raise PageError("some codes are infinite: train the network anew with a lower --lr")
     chosen, worst = choose(labels, errors)

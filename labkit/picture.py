@@ -48,14 +48,14 @@ def prepare(ink):
 
     cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].double()
     height, width = (max(1, int(20 * size / max(cut.shape) + 0.5)) for size in cut.shape)
-    digit = averages(cut.shape[0], height) @ cut @ averages(cut.shape[1], width).T
+    digit = averaging_matrix(cut.shape[0], height) @ cut @ averaging_matrix(cut.shape[1], width).T
 
     top, left = first_pixel(digit.sum(1)), first_pixel(digit.sum(0))
     prepared[top : top + height, left : left + width] = digit
     return prepared.clamp(0, 1)
 
 
-def averages(length, size):
+def averaging_matrix(length, size):
     """Return the (size, length) matrix that averages `length` pixels to `size`, by the area of each."""
     edges = torch.arange(size + 1, dtype=torch.float64) * length / size
     pixels = torch.arange(length)

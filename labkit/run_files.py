@@ -1,4 +1,4 @@
-"""The files of a training run, which show it after its last whole epoch, whatever ended it."""
+"""The files of a training run: they show it as it was after its last whole epoch."""
 
 import copy
 import csv
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from labkit import LabError, UsageError, checkpoint, figures
+from labkit import LabError, UsageError, checkpoint, figures, files
 
-EVERY = 5  # seconds between two checkpoints, or an epoch if that is longer; writing one takes 0.02 s
+CHECKPOINT_SECONDS = 5  # between two checkpoints, or an epoch if that is longer; one takes 0.02 s
 
 
 class SaveError(LabError):
@@ -23,12 +23,12 @@ class SaveError(LabError):
 class RunFiles:
     """The files of a training run: `weights`, `checkpoint`, `plot` and `csv`; rank 0 alone writes them.
 
-    Whatever ends the run, they show it as it was when keep() was last called, after a whole epoch.
+    They show the run as it was at the last snapshot(), after a whole epoch.
     """
 
     def __init__(self, weights, plot, dataset, options, rank=0):
         self.weights, self.checkpoint = Path(weights), checkpoint.checkpoint_path(weights)
-        self.plot, self.csv = Path(plot), Path(plot).with_suffix(".csv")
+        self.plot, self.csv = Path(plot), Path(f"{Path(plot)}".removesuffix(Path(plot).suffix) + ".csv")
         self.dataset, self.options, self.rank = dataset, options, rank
         self.format = self.plot.suffix[1:].lower() or "png"
         self.state = None
@@ -45,21 +45,22 @@ class RunFiles:
             raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
                              "try .png, .pdf or .svg")
         for path in paths:
-            checkpoint.require_writable(path)
+            files.require_writable(path)
 
-    def keep(self, model, optimizer, history, args):
+    def snapshot(self, model, optimizer, history, args):
         """Keep a copy of the run as it is after a whole epoch."""
         if self.rank == 0:
             settings = {option: getattr(args, option) for option in self.options} | {"dataset": self.dataset}
-            self.state = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+            moments = optimizer.state_dict()["state"]
+            self.state = copy.deepcopy({"model": model.state_dict(), "optimizer": moments,
                                         "history": history, "settings": settings})
 
     def write_checkpoint(self):
-        """Write the checkpoint if the last one is EVERY seconds old; warn, once, where that fails."""
-        if self.rank > 0 or time.monotonic() - self.saved_at < EVERY:
+        """Write the checkpoint if the last one is CHECKPOINT_SECONDS old; warn once where that fails."""
+        if self.rank > 0 or time.monotonic() - self.saved_at < CHECKPOINT_SECONDS:
             return
         try:
-            checkpoint.write(self.checkpoint, checkpoint.to_bytes(self.state))
+            files.write(self.checkpoint, checkpoint.to_bytes(self.state))
         except OSError as error:
             if not self.warned:
                 print(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a checkpoint",
@@ -83,7 +84,7 @@ class RunFiles:
         failed = []
         for path, content in contents.items():
             try:
-                checkpoint.write(path, content)
+                files.write(path, content)
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         if failed:

@@ -18,13 +18,13 @@ def select(words, model, images, labels):
     `images` (N, 784) and `labels` (N,) are the test set. Raises UsageError and PictureError.
     """
     errors = mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
-    chosen = choose(words, labels, errors)
+    chosen = parse_words(words, labels, errors)
     shown = [images[item] if isinstance(item, int) else read_picture(item).to(images) for item in chosen]
     names = [test_image_name(labels, item) if isinstance(item, int) else Path(item).name for item in chosen]
     return torch.stack(shown), names
 
 
-def choose(words, labels, errors):
+def parse_words(words, labels, errors):
     """Return what the words of -i name, as a list: indices of test images and paths of pictures.
 
     No words: the first image of every digit. `errors` are the test images' MSE, for "worst" and "best"

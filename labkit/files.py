@@ -1,0 +1,37 @@
+"""Files written atomically: each is at any moment absent, its old self or complete."""
+
+import os
+from pathlib import Path
+
+
+def temporary_path(path):
+    """Return the path of the file that becomes `path`, or what `path` links to, once it is complete."""
+    path = Path(os.path.realpath(path))
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def require_writable(path):
+    """Make the folder of `path`; raise OSError unless a file can be written there.
+
+    For use before the work: afterwards it would be lost.
+    """
+    path = Path(path)
+    if not path.name or (path.exists() and not path.is_file()):  # /dev/null would be replaced
+        raise OSError(f"{path} is not a regular file")
+    temporary = temporary_path(path)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.touch()
+    temporary.unlink()
+
+
+def write(path, content):
+    """Write bytes to `path`; whatever fails, the old file stays. Raises OSError."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
+        os.replace(temporary, os.path.realpath(path))
+    finally:
+        temporary.unlink(missing_ok=True)
