@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-MAX_HEIGHT = 10  # inches: a screen
+MAX_HEIGHT = 10.2  # inches: a screen
+CAPTION_HEIGHT = 0.25
 
 
 def to_bytes(figure, format="png"):
@@ -51,12 +52,16 @@ def image_rows(figure, title, rows, captions, columns):
     More columns keep the figure from growing taller than a screen. Return the axes, one per row.
     """
     count, length, _ = rows.shape
-    width = 10 if count <= 30 else 16  # inches
-    while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT:
+    width = 10 if count <= 30 else 16  # inches, as all that follows
+    title_height = 0.35 + 0.2 * title.count("\n")
+    while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height:
         columns += 1
-    figure.set_layout_engine("constrained")
-    figure.set_size_inches(width, rows_height(count, length, columns, width))
-    figure.suptitle(title)
+    height = rows_height(count, length, columns, width) + title_height
+    figure.set_size_inches(width, height)
+    figure.suptitle(title, y=1 - 0.1 / height, va="top")
+    image_height = width / columns / length
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
+                           wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
     fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # that fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
@@ -64,14 +69,14 @@ def image_rows(figure, title, rows, captions, columns):
     for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
         axes = figure.add_subplot(math.ceil(count / columns), columns, number, xticks=[], yticks=[])
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(caption, fontsize=fontsize)
+        axes.set_title(caption, fontsize=fontsize, pad=3)
         axes.axis("off")
     return figure.axes
 
 
 def rows_height(count, length, columns, width):
-    """Return the height in inches of a figure of so many rows of images, with their captions and a title."""
-    return 0.5 + math.ceil(count / columns) * (width * 0.98 / columns / length + 0.22)
+    """Return how high so many rows of images are in a figure of `width`, with their captions, in inches."""
+    return math.ceil(count / columns) * (width / columns / length + CAPTION_HEIGHT)
 
 
 def unit_caption(unit, low, high, activity, importance):

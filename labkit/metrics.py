@@ -45,7 +45,7 @@ def pca_mse(images, components):
     The residual variance of a PCA of these very images: no linear autoencoder of that size can do better on
     them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
     """
-    variances = torch.linalg.eigvalsh(images.T.cpu().double().cov())  # ascending
+    variances = torch.linalg.eigvalsh(images.T.cov().cpu().double())  # ascending
     residual = variances[: max(0, len(variances) - components)].sum().item()
     return residual * (1 - 1 / len(images)) / images.shape[1]
 
