@@ -45,6 +45,9 @@ def errors_in_one_line(program):
     """
     try:
         yield
+    except BrokenPipeError:  # nobody reads the output any more, as behind `| head`
+        sys.stdout = open(os.devnull, "w")
+        sys.exit(1)
     except (LabError, OSError) as error:
         line = " ".join(str(error).split())
         if isinstance(error, UsageError):

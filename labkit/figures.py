@@ -59,9 +59,10 @@ def image_rows(figure, title, rows, captions, columns):
     height = rows_height(count, length, columns, width) + title_height
     figure.set_size_inches(width, height)
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
-    image_height = width / columns / length
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
-                           wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, wspace=0.06, bottom=0.05 / height,
+        top=1 - (title_height + CAPTION_HEIGHT) / height,
+        hspace=CAPTION_HEIGHT / (width / columns / length))
     fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # that fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
