@@ -1,281 +1,397 @@
-"""Kill runs, fill disks and damage files by the hundred, and print what came of it.
+"""Stop runs, fill disks and damage files by the hundred, and print what came of it, a line for each.
 
-    python benchmarks/faults.py            # about ten minutes on two cores
-    python benchmarks/faults.py --quick    # a tenth of each
+    python benchmarks/faults.py            # a quarter of an hour on two cores
+    python benchmarks/faults.py --quick    # a tenth of each: two minutes
 
-Runs are forks of this process on small glyphs, one thread each, checkpoint after every epoch; disks are
-tmpfs mounts, for which it needs root on Linux.
+Runs are forks of this process on small glyphs in MNIST's archives, one thread each, with a checkpoint after
+every epoch; disks are tmpfs mounts, for which it needs root on Linux. What must not happen is printed as a
+FAULT and makes the exit status 1.
 """
 
 import argparse
-import gzip
-import hashlib
-import io
 import os
 import random
-import shutil
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
+import traceback
+from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-import torch._dynamo  # Adam does, 1 s in every fork
+import torch._dynamo  # noqa: F401 (or Adam would, 1 s in every fork)
+from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import checkpoint
-import data
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from damage import Hostile, damaged, gzipped_idx, with_two_members_exchanged
+
 import train
+from labkit import LabError, checkpoint, data, figures, files, glyphs, run_files
 
-OPTIONS = ("--dataset", "glyphs", "-b", "256", "-e", "12", "--noise", "0.1", "-s", "model.pth", "-p", "loss.png")
+ROOT = Path(__file__).parents[1]
+FILES = ("-s", "model.pth", "-p", "loss.png")
+DATA = ("--data-dir", "../data", "--device", "cpu")
+RECIPE = (*FILES, *DATA, "--dataset", "mnist", "-b", "128", "-e", "12", "--noise", "0.1")
+NUMBERS = {"NaN": float("nan"), "huge": 1e30, "negative": -1.0}
+MARKER = Path("marker")  # that hostile files would make
+GONE = object()  # in the place of an entry that is left out
+PLAUSIBLE = re.compile(  # what a run rightly goes on with: a number that nothing else in the file contradicts
+    r"model \S+: (huge|negative)|optimizer \d (exp_avg: (huge|negative)|exp_avg_sq: huge)|"
+    r"history \d seconds: huge|settings seed: a number|settings epochs: a number")
 
 
-def fork(function, folder):
-    """Run `function` in a fork of this process, in `folder`, its output in out.txt; return the process's id."""
+def fork(function, folder, **environment):
+    """Start `function` in a fork of this process, in `folder`, with its output there; return its id."""
     if pid := os.fork():
         return pid
+    status = 99
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the commands begin
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # ends a run that hangs
         os.chdir(folder)
-        sys.stdout = sys.stderr = open("out.txt", "a", buffering=1)
-        torch.set_num_threads(1)
+        os.environ.update(environment)
+        sys.stdout, sys.stderr = open("out.txt", "a", buffering=1), open("err.txt", "a", buffering=1)
         function()
         status = 0
     except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code)
-        status = 1 if isinstance(end.code, str) else end.code or 0
+        status = end.code
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        status = 99
-    os._exit(status)
+    finally:
+        os._exit(status)
 
 
-def ended(pid):
-    """Wait for a fork and return its exit status, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def start_training(folder, *options, world_size=1):
+    """Start a run of so many processes in `folder` as torchrun does; return their ids.
+
+    Each rank notes in epochs-RANK.txt after how many epochs its last snapshot is.
+    """
+    snapshot = run_files.RunFiles.snapshot
+
+    def noting_snapshot(self, model, optimizer, history, args):
+        Path(f"epochs-{self.rank}.txt").write_text(str(len(history)))
+        snapshot(self, model, optimizer, history, args)
+
+    def run():
+        with patch.object(run_files.RunFiles, "snapshot", noting_snapshot):
+            train.main(list(options))
+
+    for name in ("out.txt", "err.txt"):
+        (folder / name).write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    size = str(world_size)
+    return [fork(run, folder, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size,
+                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in map(str, range(world_size))]
 
 
-def training(*more):
-    return lambda: train.main([*OPTIONS, *more])
+def wait(pids):
+    """Wait for the processes of a run as torchrun does, which ends the others when one fails.
+
+    Return their exit statuses, negative for a signal.
+    """
+    first, status = os.wait()
+    others = [pid for pid in pids if pid != first]
+    if status:
+        time.sleep(0.1)
+        for pid in others:
+            os.kill(pid, signal.SIGTERM)
+    statuses = [status, *(os.waitpid(pid, 0)[1] for pid in others)]
+    return [os.waitstatus_to_exitcode(status) for status in statuses]
 
 
-def stopped_and_resumed(number, stops, rng, root):
-    """Stop runs by a signal at random moments and resume each to its end, until there were so many stops."""
-    straight = root / "straight"
-    if not straight.exists():
-        straight.mkdir()
-        assert ended(fork(training(), straight)) == 0, (straight / "out.txt").read_text()
-    start = time.monotonic()
-    assert ended(fork(training(), straight)) == 0
-    length = time.monotonic() - start
-    done = runs = same = tracebacks = 0
+def trained(root, *options, world_size=1):
+    """Return the new folder of a run that nothing disturbs, and how many seconds it took."""
+    folder, start = Path(tempfile.mkdtemp(dir=root)), time.monotonic()
+    statuses = wait(start_training(folder, *RECIPE, *options, world_size=world_size))
+    assert not any(statuses), (folder / "err.txt").read_text()
+    return folder, time.monotonic() - start
+
+
+def stopped_and_resumed(number, stops, world_size, rng, root):
+    """Stop runs at random moments and resume each to its end, until there were so many stops."""
+    undisturbed, length = trained(root, world_size=world_size)
+    done = 0
     while done < stops:
-        folder, status = Path(tempfile.mkdtemp(dir=root)), None
-        while status != 0:
-            pid = fork(training("--resume"), folder)
-            time.sleep(rng.uniform(0, length))
-            os.kill(pid, number)
-            status = ended(pid)
-            assert status in (0, -number, 128 + number), (status, (folder / "out.txt").read_text())
-            done += status != 0
-        runs += 1
-        same += (folder / "model.pth").read_bytes() == (straight / "model.pth").read_bytes()
-        tracebacks += "Traceback" in (folder / "out.txt").read_text()
-        shutil.rmtree(folder)
-    return f"{done} stops of {runs} runs: {same} ended with the undisturbed run's model.pth, bit for bit; {tracebacks} tracebacks"
+        folder, statuses = Path(tempfile.mkdtemp(dir=root)), [number]
+        while any(statuses):
+            pids = start_training(folder, *RECIPE, "--resume", world_size=world_size)
+            time.sleep(rng.uniform(0.02, length))
+            for pid in pids if rng.random() < 0.5 else [rng.choice(pids)]:
+                os.kill(pid, number)
+            statuses = wait(pids)
+            done += any(statuses)
+            yield stop_outcome(folder, statuses, number)
+        same = (folder / "model.pth").read_bytes() == (undisturbed / "model.pth").read_bytes()
+        yield "resumed to the undisturbed run's model.pth" if same else "FAULT: resumed to another model.pth"
+
+
+def stop_outcome(folder, statuses, number):
+    """Return what came of a run to which the signal `number` was sent."""
+    allowed = {0, -number, 128 + number}
+    if len(statuses) > 1:  # ended by torchrun, or by the loss of another
+        allowed |= {-signal.SIGTERM, 128 + signal.SIGTERM, 1}
+    output = (folder / "out.txt").read_text() + (folder / "err.txt").read_text()
+    epochs = {path.read_text() for path in folder.glob("epochs-*.txt")}
+    line, times = Counter(output.splitlines()).most_common(1)[0] if output else ("", 0)
+    if not allowed.issuperset(statuses) or "Traceback" in output:
+        return f"FAULT: exit {statuses}, {output[-300:]!r}"
+    if times > 1 or len(epochs) > 1:
+        return f"FAULT: {line!r} {times} times, ranks ended after {epochs} epochs"
+    if 1 in statuses and "\nepoch " in output:  # in training they agree when to stop
+        return f"FAULT: one process lost the other in training, {output[-300:]!r}"
+    if any(statuses):
+        return "stopped, one process lost the other" if 1 in statuses else "stopped"
+    return "came too late"
+
+
+def stopped_starts(number, stops, rng, root):
+    """Stop both commands at random moments, from the imports to the end: no unfinished file stays."""
+    whole, _ = trained(root, "-e", "0")
+    commands = {"train.py": [*RECIPE, "-e", "0"],
+                "lab1.py": ["-l", whole / "model.pth", *DATA, "--dataset", "mnist", "--out", "."]}
+
+    def run(script, delay=None):
+        folder, start = Path(tempfile.mkdtemp(dir=root)), time.monotonic()
+        (folder / "tmp").mkdir()
+        process = subprocess.Popen([sys.executable, ROOT / script, *commands[script]], cwd=folder, text=True,
+                                   env=os.environ | {"TMPDIR": str(folder / "tmp")},
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if delay:
+            time.sleep(delay)
+            process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+        found = {str(path.relative_to(folder)): path.is_file() and path.read_bytes()
+                 for path in folder.rglob("*")}
+        return process.returncode, errors, found, time.monotonic() - start
+
+    undisturbed = {script: run(script) for script in commands}
+    for _ in range(stops):
+        script = rng.choice(list(commands))
+        _, _, whole_files, length = undisturbed[script]
+        status, errors, found, _ = run(script, rng.uniform(0.2, length))
+        if status not in (0, -number, 128 + number) or "Traceback" in errors:
+            yield f"FAULT: {script}, exit {status}, {errors!r}"
+        elif not found.items() <= whole_files.items():
+            yield f"FAULT: {script} left {', '.join(found)}"
+        else:
+            yield f"{script} {'stopped' if status else 'came to its end'}, nothing unfinished left"
 
 
 def killed_while_writing(kills, rng, root):
-    """Kill a process that does nothing but write a checkpoint, the old and the new one in turn."""
-    model, optimizer, scheduler = train.build(8, torch.zeros(1, 784, dtype=torch.uint8))
-    parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "settings": {}}
-    versions = [bytes(checkpoint.to_bytes(parts | {"losses": [loss]})) for loss in (0.1, 0.2)]
+    """Kill a process that does nothing but write a checkpoint, two versions in turn."""
+    versions = [bytes(checkpoint.to_bytes(torch.full((1_900_000,), value))) for value in (0.1, 0.2)]
 
     def write_forever():
         while True:
             for version in versions:
-                checkpoint.write("model.ckpt", version)
+                files.write("model.ckpt", version)
 
-    counts, parts_left = {"absent": 0, "old or new, whole": 0, "damaged": 0}, 0
     for _ in range(kills):
-        folder = Path(tempfile.mkdtemp(dir=root))
-        pid = fork(write_forever, folder)
-        time.sleep(rng.uniform(0, 0.1))
-        os.kill(pid, signal.SIGKILL)
-        assert ended(pid) == -signal.SIGKILL
-        target = folder / "model.ckpt"
-        state = "absent" if not target.exists() else "old or new, whole" if target.read_bytes() in versions else "damaged"
-        counts[state] += 1
-        parts_left += any(folder.glob(".*.part"))
-        shutil.rmtree(folder)
-    return f"{kills} kills: target " + ", ".join(f"{k} {v}" for k, v in counts.items()) + f"; {parts_left} hit an unfinished write"
+        with tempfile.TemporaryDirectory(dir=root) as name:
+            folder, target = Path(name), Path(name, "model.ckpt")
+            pid = fork(write_forever, folder)
+            time.sleep(rng.uniform(0.01, 0.1))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            if any(folder.glob(".*.part")):
+                yield "hit an unfinished write"
+            if target.exists():
+                yield "target whole" if target.read_bytes() in versions else "FAULT: target damaged"
+            else:
+                yield "target absent"
 
 
-class Hostile:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-def swapped(content, rng):
-    """Return a zip archive with the contents of two members exchanged and their checksums right."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    a, b = rng.sample(sorted(members), 2)
-    members[a], members[b] = members[b], members[a]
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, member in members.items():
-            archive.writestr(name, member)
-    return buffer.getvalue()
-
-
-def mutated(content, rng):
-    """Return `content` with a few bits flipped, or cut."""
-    if rng.random() < 0.3:
-        return content[: rng.randrange(len(content))]
-    content = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 8])):
-        edge = rng.choice([len(content), min(len(content), 4000)])  # the head and the tail of an archive say what is in it
-        content[rng.choice([rng.randrange(edge), -1 - rng.randrange(edge)])] ^= 1 << rng.randrange(8)
-    return bytes(content)
+def disks(root):
+    """Train on a disk too small for the weights, and on one that turns read-only after the first epochs."""
+    disk = root / "disk"
+    disk.mkdir()
+    for what, size in (("full", "2m"), ("turned read-only", "50m")):
+        folder, weights = Path(tempfile.mkdtemp(dir=root)), disk / "model.pth"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+        try:
+            weights.write_text("old")
+            pids = start_training(folder, *RECIPE, "-s", str(weights))
+            if what != "full":
+                while (folder / "out.txt").read_text().count("epoch ") < 3:
+                    time.sleep(0.01)
+                while subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True).returncode:
+                    time.sleep(0.001)  # busy: a file is being written
+            status, = wait(pids)
+            epochs = (folder / "out.txt").read_text().count("epoch ")
+            errors = (folder / "err.txt").read_text()
+            kept = weights.read_bytes() == b"old" and not any(disk.glob(".*.part"))
+        finally:
+            subprocess.run(["umount", disk], check=True)
+        if (status, epochs, errors.count("\n"), kept) == (1, 12, 2, True):
+            yield f"{what}: all epochs done, a warning, then one line and exit status 1, the old file kept"
+        else:
+            yield f"FAULT: {what}, exit {status}, {epochs} epochs, {errors!r}, kept: {kept}"
 
 
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.equal(b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    return a == b
-
-
-def judge(load, good, error):
-    """Return what came of a load that may take 10 s: as it was, something else, refused in one line or an accident."""
+def load_outcome(load, good):
+    """Return what came of a load that may take 10 s and gives, undamaged, `good`, bytes of torch.save's."""
     signal.alarm(10)
     try:
-        return "as it was" if equal(load(), good) else "otherwise"
-    except error as refusal:
-        return "refused" if "\n" not in str(refusal) else "refused in several lines"
-    except BaseException as accident:
-        return f"accident: {accident!r}"
+        return "loaded as it was" if checkpoint.to_bytes(load()) == good else "loaded otherwise"
+    except LabError as error:
+        return "refused in one line" if "\n" not in str(error) else f"FAULT: {error}"
+    except BaseException as error:
+        return f"FAULT: {error!r}"
     finally:
         signal.alarm(0)
 
 
-def tally(results):
-    return ", ".join(f"{what} {results.count(what)}" for what in sorted(set(results)))
+def damaged_files(loaders, damage, count, rng):
+    """Load files by `loaders`, path -> function, one of them changed by `damage`."""
+    good = {path: (path.read_bytes(), checkpoint.to_bytes(load())) for path, load in loaders.items()}
+    for _ in range(count):
+        path = rng.choice(list(loaders))
+        content, state = good[path]
+        path.write_bytes(damage(content, rng))
+        outcome = load_outcome(loaders[path], state)
+        if outcome == "loaded otherwise" and damage is not with_two_members_exchanged:
+            outcome = "FAULT: loaded otherwise"
+        yield "FAULT: code ran" if MARKER.exists() else outcome
+        path.write_bytes(content)
 
 
-def damaged_weights(count, rng, root):
-    folder, marker = root / "straight", root / "marker"
-    results, swaps = [], []
-    for i in range(count):
-        name, load = (("model.pth", lambda p: checkpoint.load_weights(p).state_dict()), ("model.ckpt", checkpoint.load_state))[i % 2]
-        whole = (folder / name).read_bytes()
-        path = root / f"mutant-{name}"
-        if i % 20 == 19:
-            torch.save({"fc1.weight": Hostile(marker)}, path)
-        elif i % 20 == 18:
-            path.write_bytes(swapped(whole, rng))
-        else:
-            path.write_bytes(mutated(whole, rng))
-        verdict = judge(lambda: load(path), load(folder / name), checkpoint.CheckpointError)  # noqa: B023
-        (swaps if i % 20 == 18 else results).append(verdict)
-    return f"{count} files: {tally(results)}; members exchanged, with right checksums: {tally(swaps)}; " \
-           f"marker file {'made' if marker.exists() else 'never made'}"
+def hostile(content, rng):
+    """Return a file of torch.save's that runs code where it is trusted."""
+    return checkpoint.to_bytes({"fc1.weight": Hostile(MARKER)})
 
 
-def damaged_images(count, rng, root):
-    from torchvision.datasets import MNIST
-
-    def idx(tensor):
-        head = bytes([0, 0, 8, tensor.dim()]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
-        return head + tensor.numpy().tobytes()
-
-    noise = torch.randint(256, (60, 28, 28), dtype=torch.uint8)
-    plain = {name[:-3]: idx(noise if "images" in name else noise[:, 0, 0] % 10) for name, _ in MNIST.resources}
-    archives = {f"{name}.gz": gzip.compress(content) for name, content in plain.items()}
-    MNIST.resources = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
-    MNIST.mirrors = ["http://127.0.0.1:9/"]
-    raw = root / "data/MNIST/raw"
-    raw.mkdir(parents=True)
-    results = []
-
-    def load():
-        images = data.load("mnist", root / "data", "train")[1]
-        return {"images": images.images, "labels": images.labels}
-
-    for name, content in archives.items():
-        (raw / name).write_bytes(content)
-    good = load()
-    for i in range(count):
-        name = rng.choice(sorted(archives))
-        if i % 2:  # an archive
-            (raw / name).write_bytes(mutated(archives[name], rng))
-        else:  # an unpacked file beside its archive
-            (raw / name[:-3]).write_bytes(mutated(plain[name[:-3]], rng))
-        results.append(judge(load, good, data.DataError))
-        (raw / name).write_bytes(archives[name])
-        (raw / name[:-3]).unlink(missing_ok=True)
-    return f"{count} files: {tally(results)}"
+def entries(value):
+    """Return the entries of a dict, list or tuple as a dict; other values have none."""
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    return value if isinstance(value, dict) else {}
 
 
-def disks(root):
-    """Train on a disk too small for a checkpoint, and on one that turns read-only after the first epochs."""
-    disk = root / "disk"
-    disk.mkdir()
-    texts = []
-    for name, size in (("a full disk", "5m"), ("a disk turned read-only", "50m")):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+def nodes(value, path=()):
+    """Yield `value` and every entry of its nested dicts, lists and tuples, each with the path to it."""
+    yield path, value
+    for key, entry in entries(value).items():
+        yield from nodes(entry, (*path, key))
+
+
+def replaced(value, path, new):
+    """Return a copy of `value` with `new` for the entry at `path`, or without it where that is GONE."""
+    if not path:
+        return new
+    changed = entries(value) | {path[0]: replaced(entries(value)[path[0]], path[1:], new)}
+    changed = {key: entry for key, entry in changed.items() if entry is not GONE}
+    return changed if isinstance(value, dict) else type(value)(changed.values())
+
+
+def replacements(value):
+    """Yield what may stand in a checkpoint in the place of `value`, with a word for it."""
+    others = {"gone": GONE, "None": None, "a number": 7, "text": "text", "empty": [],
+              "a tensor": torch.ones(3)}
+    if isinstance(value, torch.Tensor):
+        others |= {"of another shape": value.new_ones(3, 3), "of another dtype": value.double()}
+        others |= {word: torch.full_like(value, number) for word, number in NUMBERS.items()}
+    elif isinstance(value, dict):
+        others |= {"with one more": value | {"more": 0}, "a list": list(value.values())}
+    elif isinstance(value, (list, tuple)):
+        others |= {"twice as long": value + value, "a dict": entries(value)}
+    elif isinstance(value, (bool, int)):
+        others |= {"of another type": float(value), "huge": 10**30, "negative": -1, "the opposite": not value}
+    elif isinstance(value, float):
+        others |= NUMBERS | {"of another type": int(value)}
+    return {word: other for word, other in others.items() if repr(other) != repr(value)}.items()
+
+
+def replaced_entries(share, rng, root):
+    """Go on from checkpoints of which one entry is replaced, of all ways to do so one in `share`."""
+    whole, _ = trained(root, "-e", "2")
+    state, model = checkpoint.read(whole / "model.ckpt"), checkpoint.load_weights(whole / "model.pth")
+    tries = [(path, word, new) for path, entry in nodes(state) for word, new in replacements(entry)]
+    for path, word, new in rng.sample(tries, len(tries) // share):
+        what = f"{' '.join(map(str, path))}: {word}"
+        folder = Path(tempfile.mkdtemp(dir=root))
+        torch.save(replaced(state, path, new), folder / "model.ckpt")
         try:
-            old = b"old weights"
-            (disk / "model.pth").write_bytes(old)
-            out = root / "out.txt"
-            out.write_text("")
-            pid = fork(training("-s", str(disk / "model.pth")), root)
-            if size == "50m":
-                while out.read_text().count("epoch") < 3:
-                    time.sleep(0.01)
-                while subprocess.run(["mount", "-o", "remount,ro", disk], stderr=subprocess.DEVNULL).returncode:
-                    time.sleep(0.001)  # busy: a file is being written
-            status, lines = ended(pid), out.read_text().splitlines()
-            epochs = sum(line.startswith("epoch") for line in lines)
-            kept = (disk / "model.pth").read_bytes()
-            whole = kept == old or len(kept) > 2_000_000 and bool(checkpoint.load_weights(disk / "model.pth"))
-            texts.append(f"{name}: {epochs} of 12 epochs, exit {status}, {'old or new weights whole' if whole else 'DAMAGED'}, said: "
-                         + " / ".join(line for line in lines if line.startswith(("warning", "train.py"))))
-            assert not list(disk.glob(".*.part"))
-        finally:
-            subprocess.run(["umount", disk], check=True)
-    return "\n    ".join(texts)
+            checkpoint.training_set(folder / "model.pth", model)  # as lab1.py does
+        except Exception as error:
+            yield f"FAULT: {what}, training_set() raises {error!r}"
+        status, = wait(start_training(folder, *FILES, *DATA, "--resume", "-e", "3"))
+        errors = re.findall(r"^(?!warning: ).+", (folder / "err.txt").read_text(), re.M)
+        epochs = re.findall(r"^epoch +(\d+)/", (folder / "out.txt").read_text(), re.M)
+        if status in (1, 2) and len(errors) == 1 and errors[0].startswith("train.py: "):
+            yield "refused in one line"
+        elif (status, errors, epochs) == (0, [], ["3"]) and PLAUSIBLE.fullmatch(what):
+            yield "went on with a plausible number"
+        else:
+            yield f"FAULT: {what}, exit {status}, epochs {epochs}, {errors[-1:]}"
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_archives(raw):
+    """Write small glyphs to the folder `raw` as MNIST's archives."""
+    raw.mkdir(parents=True)
+    glyphs.SIZES = {"train": 1500, "test": 400}
+    for split, names in data.ARCHIVES.items():
+        for name, tensor in zip(names, glyphs.load(split)):
+            (raw / name).write_bytes(gzipped_idx(tensor.byte()))
+
+
+def checks(share, rng, root):
+    """Yield the name of each check and its outcomes, one of `share` of all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        yield f"{number.name}, one process", stopped_and_resumed(number, 50 // share, 1, rng, root)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        yield f"{number.name}, two processes", stopped_and_resumed(number, 40 // share, 2, rng, root)
+        yield f"{number.name}, train.py -e 0 and lab1.py", stopped_starts(number, 40 // share, rng, root)
+    yield "SIGKILL while writing", killed_while_writing(320 // share, rng, root)
+    yield "disks", disks(root) if os.geteuid() == 0 else ["not root: left out"]
+
+    folder, _ = trained(root, "-e", "2")
+    weights, state = folder / "model.pth", folder / "model.ckpt"
+    loaders = {weights: lambda: checkpoint.load_weights(weights).state_dict(),
+               state: lambda: checkpoint.load_checkpoint(state, train.DEFAULTS)}
+    for damage, count in ((damaged, 1800), (with_two_members_exchanged, 100), (hostile, 100)):
+        title = f"weights and checkpoints, {damage.__name__.replace('_', ' ')}"
+        yield title, damaged_files(loaders, damage, count // share, rng)
+
+    def load_archives():
+        return [(images.images, images.labels)
+                for images in data.load_archives("mnist", root / "data", data.ARCHIVES)]
+
+    with patch.object(data, "download", side_effect=OSError("no network")):
+        loaders = dict.fromkeys(root.glob("data/MNIST/raw/*"), load_archives)
+        yield "archives, damaged", damaged_files(loaders, damaged, 500 // share, rng)
+    yield "checkpoints, an entry replaced", replaced_entries(share, rng, root)
+
+
+def main():
+    raw = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", default="", metavar="WORDS", help="checks with these words in their name")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    share, rng = (10 if args.quick else 1), random.Random(args.seed)
-    data.SIZES, train.EVERY = {"train": 3000, "test": 600}, 0
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # a process with more can't be forked
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    run_files.CHECKPOINT_SECONDS = 0
+    figures.to_bytes(Figure())  # reads the fonts, for every fork
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            print(f"{number.name}:", stopped_and_resumed(number, 50 // share, rng, root), flush=True)
-        if os.geteuid() == 0:
-            print("disks:", disks(root), flush=True)
-        # From here on this process does work of its own, after which it must not fork any more runs.
-        torch.set_num_threads(1)
-        print("SIGKILL while writing:", killed_while_writing(320 // share, rng, root), flush=True)
-        print("weights and checkpoints:", damaged_weights(2000 // share, rng, root), flush=True)
-        print("archives and IDX files:", damaged_images(500 // share, rng, root), flush=True)
+        os.chdir(folder)
+        make_archives(Path(folder, "data/MNIST/raw"))
+        for name, outcomes in checks(10 if args.quick else 1, random.Random(args.seed), Path(folder)):
+            if args.only in name:
+                found = Counter(outcomes)
+                print(f"{name}: {', '.join(f'{count} {what}' for what, count in found.items())}", flush=True)
+                failed |= any(what.startswith("FAULT") for what in found)
+        os.chdir("/")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

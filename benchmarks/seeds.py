@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from labkit import LabError, checkpoint, cli, data, figures, metrics
+from labkit import LabError, checkpoint, cli, data, figures, files, metrics, run_files
 
 REPORT = 0.02796  # test MSE of the report's own weights, of whose 8 units 3 are dead
 RUN = ("dataset", "epochs", "init", "bottleneck", "noise", "lr", "seed")
@@ -48,10 +48,10 @@ def train_once(run, data_dir, threads):
     options = [f"--{name}={value}" for name, value in run.items()]
     errors = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        files = ["-s", f"{folder}/model.pth", "-p", f"{folder}/loss.png"]
+        outputs = ["-s", f"{folder}/model.pth", "-p", f"{folder}/loss.png"]
         try:
             with redirect_stdout(nowhere), redirect_stderr(errors):
-                train.main([*options, *files, "--data-dir", data_dir])
+                train.main([*options, *outputs, "--data-dir", data_dir])
         except SystemExit as end:
             raise LabError(errors.getvalue()) from end
         model = checkpoint.load_weights(f"{folder}/model.pth")
@@ -121,8 +121,7 @@ def train_missing(runs, rows, args):
         futures = {pool.submit(train_once, run, args.data_dir, threads): run for run in missing}
         for number, future in enumerate(as_completed(futures), 1):
             rows.append(futures[future] | dict(zip(RESULT, map(str, future.result()))))
-            lines = [",".join(row) for row in (rows[-1], *(row.values() for row in rows))]
-            checkpoint.write(args.csv, "\n".join([*lines, ""]).encode())
+            files.write(args.csv, run_files.csv_bytes(rows))
             print(f"{number}/{len(missing)}:", *rows[-1].values(), flush=True)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {args.csv}")
@@ -151,7 +150,7 @@ def main():
 
     test_set = data.load(args.dataset, args.data_dir, "test")[1]
     for path in filter(None, (args.csv, args.figure)):
-        checkpoint.require_writable(path)
+        files.require_writable(path)
     rows = list(csv.DictReader(args.csv.open())) if args.csv.exists() else []
     values = product([args.dataset], [args.epochs], args.inits, args.sizes, args.noises, args.lrs,
                      range(args.seeds))
@@ -162,7 +161,7 @@ def main():
     if args.figure:
         options = {name: runs[0][name] for name in ("dataset", "epochs", "bottleneck", "noise", "lr")}
         drawn = [row for row in rows if options.items() <= row.items()]
-        checkpoint.write(args.figure, figures.to_bytes(draw(drawn)))
+        files.write(args.figure, figures.to_bytes(draw(drawn)))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def training_set(path, model):
     try:
         state = read(checkpoint_path(path))
         weights, dataset = model_from_state(state["model"], path).state_dict(), state["settings"]["dataset"]
-    except (CheckpointError, OSError, KeyError, TypeError):
+    except (CheckpointError, OSError, KeyError, IndexError, TypeError):
         return None
     same = all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
     return dataset if same and dataset in DATASETS else None
@@ -188,6 +188,9 @@ def restore(state, path, model, optimizer, scheduler, steps):
         optimizer.step()
         optimizer.zero_grad()
     for row in state["history"]:
+        if row["learning_rate"] != optimizer.param_groups[0]["lr"]:
+            raise CheckpointError(f"{path}: history, epoch {row['epoch']} has another learning rate than its "
+                                  "losses lead to")
         scheduler.step(row["loss"])
 
     fresh = optimizer.state_dict()

@@ -20,8 +20,10 @@ def require_writable(path):
         raise OSError(f"{path} is not a regular file")
     temporary = temporary_path(path)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    temporary.touch()
-    temporary.unlink()
+    try:
+        temporary.touch()
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write(path, content):

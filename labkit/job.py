@@ -126,7 +126,8 @@ class Job:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         try:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            with handling_signals(signal.SIG_DFL):  # Python's handlers wait until the others are there
+                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:  # no address, a port in use, nobody there
             reason = str(error).partition("\n")[0]
             raise ProcessError(f"the {self.world_size} processes do not find each other: {reason}") from error

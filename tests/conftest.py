@@ -1,54 +1,179 @@
-"""What several test files need: the commands as a user runs them, and a network written from the report alone."""
+"""What several test files need: small images, commands in processes of their own, the report's network."""
 
+import functools
 import os
+import resource
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+from multiprocessing import forkserver, get_context
 from pathlib import Path
+from threading import Timer
 
 os.environ["MPLBACKEND"] = "agg"  # no test opens a window
 
+import damage
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
 
-from labkit import glyphs
+from labkit import data, glyphs
 
 ROOT = Path(__file__).parent.parent
+torch.set_num_threads(1)  # two threads wait for each other for seconds where somebody else computes, too
 SMALL = {"train": 2000, "test": 600}
-START = f"""
-import runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
-from labkit import data, glyphs
-glyphs.SIZES = {SMALL}
-del sys.argv[0]
-"""
+FAST = ("--dataset", "glyphs", "-b", "512", "-s", "model.pth", "-p", "loss.png")  # train.py on small images
+
+# Commands run in forks of one process that has imported what takes seconds to import.
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["pytest", "torch", "torch._dynamo", "torch.nn.parallel", "tqdm",
+                              "matplotlib.backends.backend_agg"])
 
 
-def command(script, *args, cwd, setup="", **options):
-    """Start `python SCRIPT ARGS` on small glyphs, without a display; `setup` is Python to run before it."""
-    code = f"{START}{setup}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.Popen([sys.executable, "-c", code, ROOT / script, *map(str, args)], cwd=cwd, env=env, text=True,
+@pytest.fixture(scope="session", autouse=True)
+def drawings(tmp_path_factory):
+    """Glyphs in a small number, drawn once; returns the file from which the commands take them."""
+    forkserver.ensure_running()  # it imports while the first tests run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "SIZES", SMALL)
+        patch.setattr(glyphs, "load", functools.cache(glyphs.load))
+        path = tmp_path_factory.mktemp("glyphs") / "glyphs.pt"
+        torch.save({split: glyphs.load(split) for split in SMALL}, path)
+        yield path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small_files():
+    """Files of more than 1000 bytes cannot be written: what a full disk looks like to a process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+class Command:
+    """`python SCRIPT ARGS` in a process of its own on small glyphs, without a display.
+
+    `setup` is Python to run before the script, `environment` what to set, `encoding` that of stdout, None
+    for a closed one.
+    """
+
+    def __init__(self, drawings, script, *args, setup="", environment=None, encoding="utf-8"):
+        streams = [FORKS.Pipe(duplex=False) for _ in range(2)]
+        task = (drawings, [str(ROOT / script), *map(str, args)], setup, environment or {}, encoding,
+                os.getcwd())
+        self.process = FORKS.Process(target=run_command, args=(*task, *(writer for _, writer in streams)))
+        self.process.start()
+        self.pid = self.process.pid
+        for _, writer in streams:
+            writer.close()
+        self.stdout, self.stderr = (open(os.dup(reader.fileno())) for reader, _ in streams)
+
+    def end(self):
+        """Wait for the end; return the exit status, negative for a signal, and what was not read yet."""
+        hanging = Timer(60, self.process.kill)
+        hanging.start()
+        out, err = self.stdout.read(), self.stderr.read()
+        self.process.join()
+        hanging.cancel()
+        return self.process.exitcode, out, err
+
+
+def start_fresh(code, *args, **options):
+    """Start Python with `code` on small glyphs in a process that has imported nothing."""
+    start = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+             f"from labkit import glyphs; glyphs.SIZES = {SMALL}\n")
+    return subprocess.Popen([sys.executable, "-c", start + code, *map(str, args)], text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def run_command(drawings, argv, setup, environment, encoding, cwd, stdout, stderr):
+    """Become the process of a Command."""
+    os.setsid()
+    os.chdir(cwd)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    glyphs.load = torch.load(drawings, weights_only=True).__getitem__
+
+    os.dup2(stdout.fileno(), 1)
+    os.dup2(stderr.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", encoding=encoding, closefd=False), open(2, "w", closefd=False)
+    stdout.close()
+    stderr.close()
+    if encoding is None:
+        sys.stdout = sys.__stdout__ = None  # as Python starts without the descriptor
+        os.close(1)
+    sys.argv = argv
+    exec(setup, {})
+    runpy.run_path(argv[0], run_name="__main__")
+
+
+def at_epoch(number, then):
+    """Return `setup` that runs a line of Python before the first batch of an epoch."""
+    return f"""
+import os, signal
+from labkit import data
+set_epoch = data.ShuffledIndices.set_epoch
+def at_epoch(sampler, epoch):
+    set_epoch(sampler, epoch)
+    if epoch == {number}:
+        {then}
+data.ShuffledIndices.set_epoch = at_epoch
+"""
+
+
+def with_signal(epoch, number):
+    """Return `setup` with which the process gets a signal in an epoch."""
+    return at_epoch(epoch, f"os.kill(os.getpid(), {int(number)})")
+
+
 @pytest.fixture
-def run(tmp_path):
-    """Run a command in tmp_path to its end and return its exit status, stdout and stderr."""
+def start(drawings, folder):
+    """Start Commands in tmp_path, which end with the test."""
+    commands = []
 
-    def run(script, *args, **options):
-        process = command(script, *args, cwd=tmp_path, **options)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
+    def start(*args, **options):
+        commands.append(Command(drawings, *args, **options))
+        return commands[-1]
 
-    return run
+    yield start
+    for command in commands:
+        command.process.kill()
+        command.process.join()
+
+
+def free_port():
+    """Return a port on which nobody listens, as text."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
 
 
 @pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Glyphs in a small number, and tmp_path as the current folder."""
-    monkeypatch.setattr(glyphs, "SIZES", SMALL)
-    monkeypatch.chdir(tmp_path)
+def start_job(start):
+    """Start a Command in two processes on this machine, as torchrun does; return them by rank."""
+
+    def start_job(script, *args, setups=("", "")):
+        job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+        return [start(script, "--device", "cpu", *args, setup=setup,
+                      environment=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+                for rank, setup in enumerate(setups)]
+
+    return start_job
 
 
 @pytest.fixture
@@ -58,14 +183,44 @@ def refused(capsys):
     def refused(main, *args, status=1):
         with pytest.raises(SystemExit) as end:
             main([str(a) for a in args])
-        if isinstance(end.value.code, str):  # as the interpreter does
-            print(end.value.code, file=sys.stderr)
         err = capsys.readouterr().err
-        assert (1 if isinstance(end.value.code, str) else end.value.code) == status, err
+        assert end.value.code == status, err
         assert err.count("\n") == 1 and "Traceback" not in err
         return err
 
     return refused
+
+
+def put_archives(raw):
+    """Write four small archives in MNIST's format into a folder; return their names and bytes."""
+    images = torch.arange(30 * 784).remainder(256).to(torch.uint8).view(30, 28, 28)
+    labels = torch.arange(30).remainder(10).to(torch.uint8)
+    tensors = images[:20], labels[:20], images[20:], labels[20:]
+    names = (*data.ARCHIVES["train"], *data.ARCHIVES["test"])
+    archives = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
+    raw.mkdir(parents=True, exist_ok=True)
+    for name, content in archives.items():
+        (raw / name).write_bytes(content)
+    return archives
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """MNIST cannot be downloaded."""
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+def same_weights(a, b):
+    """Return whether two files hold the same bits of the same weights."""
+    a, b = (torch.load(path, weights_only=True) for path in (a, b))
+    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
+
+
+def history(path):
+    """Return the epochs in the history of a checkpoint."""
+    return torch.load(path, weights_only=True)["history"]
 
 
 class Report(nn.Module):
@@ -79,3 +234,10 @@ class Report(nn.Module):
     def forward(self, X):
         code = torch.relu(self.fc2(torch.relu(self.fc1(X))))
         return torch.sigmoid(self.fc4(torch.relu(self.fc3(code))))
+
+
+def draw_seven(path):
+    """Draw a 7 with a thick pen into a picture file."""
+    picture = Image.new("L", (200, 200), 255)
+    ImageDraw.Draw(picture).line([(50, 40), (150, 40), (90, 160)], fill=0, width=18)
+    picture.save(path)

@@ -1,25 +1,28 @@
-import os
+import copy
 import pickle
 import random
-import resource
-import signal
 import zipfile
 
 import pytest
 import torch
-from conftest import Report
+from conftest import FAST, Report
+from damage import Hostile, damaged, zipped
 
 import train
 from labkit import checkpoint, data
 from model import autoencoderMLP4Layer
-from tests.damage import Hostile, zipped
 
 
 @pytest.fixture
 def weights(tmp_path):
+    """A file with the weights of five units."""
     path = tmp_path / "model.pth"
-    checkpoint.write(path, checkpoint.to_bytes(autoencoderMLP4Layer(N_bottleneck=5).state_dict()))
+    torch.save(autoencoderMLP4Layer(N_bottleneck=5).state_dict(), path)
     return path
+
+
+def load_checkpoint(path):
+    return checkpoint.load_checkpoint(path, train.DEFAULTS)
 
 
 def test_weights_travel_both_ways(weights, tmp_path):
@@ -38,50 +41,14 @@ def test_tied_weights_load(tmp_path):
     assert checkpoint.load_weights(tmp_path / "tied.pth").fc4.weight.equal(tied["fc1.weight"].t())
 
 
-def test_a_write_that_fails_keeps_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "file"
-    checkpoint.write(path, b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # what a full disk looks like to a process
-    try:
-        with pytest.raises(OSError):
-            checkpoint.write(path, bytes(2000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-    checkpoint.write(path, b"new")
-    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+@pytest.mark.parametrize("bottleneck", [1, 2, 32, 784])
+def test_the_bottleneck_is_read_from_the_file(bottleneck, tmp_path):
+    torch.save(Report(N_bottleneck=bottleneck).state_dict(), tmp_path / "model.pth")
+    assert checkpoint.load_weights(tmp_path / "model.pth").fc2.out_features == bottleneck
 
 
-def test_two_processes_that_write_one_file_leave_one_whole_file(tmp_path):
-    path, contents = tmp_path / "file", (b"a" * 3_000_000, b"b" * 3_000_000)
-    writers = []
-    for content in contents:
-        writers.append(os.fork())
-        if writers[-1] == 0:
-            for _ in range(30):
-                checkpoint.write(path, content)
-            os._exit(0)
-    seen = set()
-    for writer in writers:
-        while os.waitpid(writer, os.WNOHANG) == (0, 0):
-            if path.exists():
-                seen.add(path.read_bytes())
-    assert seen | {path.read_bytes()} <= set(contents) and os.listdir(tmp_path) == ["file"]
-
-
-def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    checkpoint.write(tmp_path / "link", b"new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"new"
-    with pytest.raises(OSError, match="not a regular file"):
-        checkpoint.require_writable("/dev/null")
-
-
-def state(**changes):
-    return Report().state_dict() | changes
+def weights_with(**changes):
+    return Report().state_dict() | {name.replace("_", "."): tensor for name, tensor in changes.items()}
 
 
 STRANGE = {
@@ -92,15 +59,17 @@ STRANGE = {
     "a tensor": (torch.zeros(3), "holds Tensor; expected fc1.weight"),
     "an empty dictionary": ({}, "holds nothing; expected fc1.weight"),
     "another network": (torch.nn.Linear(3, 3).state_dict(), "holds 'weight', 'bias'; expected fc1.weight"),
-    "another hidden size": (Report(N2=128).state_dict(), r"fc1.weight is \(128, 784\); expected \(392, 784\)"),
+    "another hidden size": (Report(N2=128).state_dict(),
+                            r"fc1.weight is \(128, 784\); expected \(392, 784\)"),
     "colour images": (Report(N_input=3072, N2=1536).state_dict(), r"expected \(392, 784\)"),
     "half floats": (Report().half().state_dict(), "fc1.weight is torch.float16"),
-    "a number for a tensor": (state(**{"fc1.weight": 1.0}), "fc1.weight is float"),
-    "a scalar": (state(**{"fc2.bias": torch.tensor(0.0)}), r"fc2.weight is \(8, 392\)"),
-    "not a number": (state(**{"fc3.bias": torch.full((392,), torch.nan)}), "fc3.bias holds NaN or infinite"),
-    "infinity": (state(**{"fc4.bias": torch.full((784,), torch.inf)}), "fc4.bias holds NaN or infinite"),
-    "a terabyte in four bytes": (state(**{"fc2.bias": torch.zeros(1).expand(10**12)}), "more than the file holds"),
-    "sparse weights": (state(**{"fc1.weight": torch.eye(392, 784).to_sparse()}), "fc1.weight is"),
+    "a number for a tensor": (weights_with(fc1_weight=1.0), "fc1.weight is float"),
+    "a scalar": (weights_with(fc2_bias=torch.tensor(0.0)), r"fc2.weight is \(8, 392\)"),
+    "not a number": (weights_with(fc3_bias=torch.full((392,), torch.nan)), "fc3.bias holds NaN or infinite"),
+    "infinity": (weights_with(fc4_bias=torch.full((784,), torch.inf)), "fc4.bias holds NaN or infinite"),
+    "a terabyte in four bytes": (weights_with(fc2_bias=torch.zeros(1).expand(10**12)),
+                                 "more than the file holds"),
+    "sparse weights": (weights_with(fc1_weight=torch.eye(392, 784).to_sparse()), "fc1.weight is"),
 }
 
 
@@ -132,35 +101,146 @@ def test_no_code_in_a_file_is_run(tmp_path):
 
 def test_mutated_files_load_as_they_were_or_are_refused(weights):
     good, whole = checkpoint.load_weights(weights).state_dict(), weights.read_bytes()
-    rng = random.Random(0)
-    for i in range(150):
-        at = rng.randrange(len(whole)) if i % 3 else rng.choice([rng.randrange(3000), len(whole) - rng.randrange(1, 3000)])
-        weights.write_bytes(whole[:at] if i % 5 == 0 else whole[:at] + bytes([whole[at] ^ 1 << i % 8]) + whole[at + 1 :])
+    rng, refused = random.Random(0), 0
+    for _ in range(100):
+        weights.write_bytes(damaged(whole, rng))
         try:
             loaded = checkpoint.load_weights(weights).state_dict()
         except checkpoint.CheckpointError as error:
+            refused += 1
             assert "\n" not in str(error)
         else:
             assert all(loaded[name].equal(good[name]) for name in good)
+    assert refused > 50
 
 
-def load_checkpoint(path):
-    return checkpoint.load_checkpoint(path, train.DEFAULTS)
+def test_weights_in_the_format_before_pytorch_1_6_load_and_damaged_ones_are_refused_or_load(tmp_path):
+    path, model = tmp_path / "old.pth", Report()
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+    loaded = checkpoint.load_weights(path).state_dict()
+    assert all(loaded[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(30):
+        path.write_bytes(damaged(whole, rng))  # without checksums, a weight may have changed
+        try:
+            loaded = checkpoint.load_weights(path).state_dict()
+            assert all(tensor.isfinite().all() for tensor in loaded.values())
+        except checkpoint.CheckpointError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused >= 5
 
 
-def test_a_checkpoint_of_something_else_is_refused(weights, tmp_path):
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The state of a run of two epochs, four steps each."""
+    folder = tmp_path_factory.mktemp("run")
+    options = [*FAST, "-s", folder / "model.pth", "-p", folder / "loss.png", "-e", "2"]
+    train.main([str(option) for option in options])
+    return load_checkpoint(folder / "model.ckpt")
+
+
+def resume(path):
+    """Read and restore a checkpoint as train.py does."""
+    state = load_checkpoint(path)
+    run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
+    checkpoint.restore(state, path, *run, steps=4 * len(state["history"]))
+    return run
+
+
+def test_a_run_is_restored_bit_by_bit(good, tmp_path):
+    torch.save(good, tmp_path / "good.ckpt")
+    model, optimizer, _ = resume(tmp_path / "good.ckpt")
+    assert all(tensor.equal(good["model"][name]) for name, tensor in model.state_dict().items())
+    for number, moments in optimizer.state_dict()["state"].items():
+        assert all(moments[name].equal(tensor) for name, tensor in good["optimizer"][number].items())
+
+
+ABSENT = object()
+NAN = float("nan")
+WRONG = {  # the path of an entry, what it becomes, what is said about it
+    "no history": (("history",), ABSENT, "is no checkpoint of train.py: expected model, optimizer, history"),
+    "history of text": (("history",), ["0.1"], "history, epoch 1 is of type str; expected dict"),
+    "history a number": (("history",), 3, "history is of type int; expected list"),
+    "loss NaN": (("history", 1, "loss"), NAN, "history, epoch 2, loss is nan; expected a finite number"),
+    "test loss text": (("history", 0, "test_loss"), "0.1", "history, epoch 1, test_loss is of type str"),
+    "loss above 1": (("history", 0, "loss"), 1.5, "history, epoch 1 is .*; expected losses from 0 to 1"),
+    "loss below 0": (("history", 0, "loss"), -0.1, "history, epoch 1 is .*; expected losses from 0 to 1"),
+    "no seconds": (("history", 1, "seconds"), ABSENT, "history, epoch 2 has other entries than"),
+    "another epoch": (("history", 1, "epoch"), 7, "history, epoch 2 is"),
+    "an epoch less": (("history", 1), ABSENT, "optimizer, 0 is not of 4 steps of Adam"),
+    "lr a list": (("settings", "lr"), [1], "settings, lr is of type list; expected float"),
+    "seed NaN": (("settings", "seed"), NAN, "settings, seed is of type float; expected int"),
+    "no settings": (("settings",), None, "settings is of type NoneType; expected dict"),
+    "no noise": (("settings", "noise"), ABSENT, "settings has other entries than bottleneck"),
+    "another bottleneck": (("settings", "bottleneck"), 7, "model and settings have bottlenecks of different"),
+    "weights NaN": (("model", "fc1.bias"), torch.full((392,), NAN), "fc1.bias holds NaN or infinite"),
+    "another data set": (("settings", "dataset"), "imagenet", "settings, dataset is 'imagenet'"),
+    "another start": (("settings", "init"), "zero", "settings, init is 'zero'"),
+    "a truth for a number": (("settings", "seed"), True, "settings, seed is of type bool; expected int"),
+    "no moments": (("optimizer",), {}, "optimizer has other entries than 0, 1, 2"),
+    "moments a list": (("optimizer",), [], "optimizer is of type list; expected dict"),
+    "moment of another shape": (("optimizer", 0, "exp_avg"), torch.zeros(3),
+                                r"optimizer, 0, exp_avg is \(3,\); expected \(392, 784\)"),
+    "moment NaN": (("optimizer", 1, "exp_avg"), torch.full((392,), NAN), "optimizer, 1, exp_avg holds NaN"),
+    "moment a number": (("optimizer", 1, "exp_avg"), 0.0, "optimizer, 1, exp_avg is float"),
+    "moment missing": (("optimizer", 1, "exp_avg"), ABSENT, "optimizer, 1 has other entries than step"),
+    "square below 0": (("optimizer", 1, "exp_avg_sq"), -torch.ones(392), "optimizer, 1 is not of 8 steps"),
+    "another step": (("optimizer", 2, "step"), torch.tensor(9.0), "optimizer, 2 is not of 8 steps of Adam"),
+}
+
+
+@pytest.mark.parametrize("path, value, words", WRONG.values(), ids=WRONG)
+def test_a_wrong_entry_of_a_checkpoint_is_refused_by_its_name(path, value, words, good, tmp_path):
+    state = copy.deepcopy(good)
+    *outer, last = path
+    entry = state
+    for key in outer:
+        entry = entry[key]
+    if value is ABSENT:
+        del entry[last]
+    else:
+        entry[last] = value
+    torch.save(state, tmp_path / "wrong.ckpt")
+    with pytest.raises(checkpoint.CheckpointError, match=words) as refusal:
+        resume(tmp_path / "wrong.ckpt")
+    assert "\n" not in str(refusal.value) and str(tmp_path / "wrong.ckpt") in str(refusal.value)
+
+
+def test_weights_are_no_checkpoint(weights):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of train.py"):
         load_checkpoint(weights)
 
-    path, settings = tmp_path / "strange.ckpt", train.DEFAULTS | {"dataset": "glyphs"}
-    strange = {"model": Report().state_dict(), "optimizer": {}, "history": [], "settings": settings}
-    checkpoint.write(path, checkpoint.to_bytes(strange))
-    run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
-    with pytest.raises(checkpoint.CheckpointError, match="optimizer has other entries than state, param_groups"):
-        checkpoint.restore(load_checkpoint(path), path, *run, steps=0)
 
-    for key, value, words in (("history", ["0.1"], "history, epoch 1 is of type str"), ("history", 3, "history is of type int"),
-                              ("settings", settings | {"lr": [1]}, "settings, lr is of type list")):
-        checkpoint.write(path, checkpoint.to_bytes(strange | {key: value}))
-        with pytest.raises(checkpoint.CheckpointError, match=words):
-            load_checkpoint(path)
+@pytest.fixture
+def run_weights(good, tmp_path):
+    """The weights of a run, its checkpoint beside them."""
+    torch.save(good["model"], tmp_path / "model.pth")
+    torch.save(good | {"settings": good["settings"] | {"dataset": "kmnist"}}, tmp_path / "model.ckpt")
+    return tmp_path / "model.pth"
+
+
+def test_the_training_set_is_known_where_the_checkpoint_holds_these_very_weights(run_weights, tmp_path):
+    model = checkpoint.load_weights(run_weights)
+    assert checkpoint.training_set(run_weights, model) == "kmnist"
+    assert checkpoint.training_set(tmp_path / "other.pth", model) is None  # no checkpoint there
+    with torch.no_grad():
+        model.fc1.bias[0] += 1e-3
+    assert checkpoint.training_set(run_weights, model) is None
+    assert checkpoint.training_set(run_weights, autoencoderMLP4Layer(N_bottleneck=5)) is None
+
+
+NO_CHECKPOINTS = [3, [], {}, {"model": {}}, {"settings": {"dataset": "mnist"}}, {"settings": None}]
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS, ids=repr)
+def test_a_strange_checkpoint_says_nothing_about_the_training_set(content, run_weights):
+    torch.save(content, run_weights.with_suffix(".ckpt"))
+    assert checkpoint.training_set(run_weights, checkpoint.load_weights(run_weights)) is None
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", 3])
+def test_a_training_set_of_another_name_is_unknown(dataset, good, run_weights):
+    torch.save(good | {"settings": {"dataset": dataset}}, run_weights.with_suffix(".ckpt"))
+    assert checkpoint.training_set(run_weights, checkpoint.load_weights(run_weights)) is None

@@ -1,30 +1,29 @@
 import gzip
 import hashlib
 import socket
+import subprocess
 import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import damage
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, put_archives
 
 from labkit import data
-from tests import damage
+
+TEST_IMAGES, TEST_LABELS = data.ARCHIVES["test"]
 
 
 @pytest.fixture
-def archives(monkeypatch):
+def archives(tmp_path, monkeypatch):
     """Four small archives, name -> bytes, which torchvision takes for MNIST's."""
     from torchvision.datasets import MNIST
 
-    images = torch.arange(30 * 784).remainder(256).to(torch.uint8).view(30, 28, 28)
-    labels = torch.arange(30).remainder(10).to(torch.uint8)
-    tensors = images[:20], labels[:20], images[20:], labels[20:]
-    names = (*data.ARCHIVES["train"], *data.ARCHIVES["test"])
-    files = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
+    files = put_archives(tmp_path / "archives")
     checksums = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
     monkeypatch.setattr(MNIST, "resources", checksums)
     return files
@@ -42,7 +41,7 @@ def mirror(tmp_path, monkeypatch):
     folder = tmp_path / "mirror"
     folder.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
     yield folder
     server.shutdown()
@@ -51,12 +50,13 @@ def mirror(tmp_path, monkeypatch):
 
 @pytest.fixture
 def silent(monkeypatch):
-    """A mirror that accepts connections and never answers."""
-    from torchvision.datasets import MNIST
+    """Mirrors that accept connections and never answer."""
+    from torchvision.datasets import KMNIST, MNIST
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"] * 2)
-        monkeypatch.setattr(data, "TIMEOUT", 0.2)
+        for dataset in (MNIST, KMNIST):
+            monkeypatch.setattr(dataset, "mirrors", [f"http://127.0.0.1:{server.getsockname()[1]}/"] * 2)
+        monkeypatch.setattr(data, "TIMEOUT", 0.01)
         yield
 
 
@@ -67,8 +67,12 @@ def put(folder, files):
 
 
 def left(folder):
-    """What a later run could find."""
+    """Return what a later run could find."""
     return sorted(p.name for p in Path(folder).rglob("*") if p.is_file())
+
+
+def with_a_flipped_bit(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def test_downloads_once_and_then_needs_no_network(archives, mirror, tmp_path):
@@ -83,61 +87,126 @@ def test_downloads_once_and_then_needs_no_network(archives, mirror, tmp_path):
     assert again.images.equal(test.images)
 
 
-def damaged(content):
-    return content[:-1] + bytes([content[-1] ^ 1])
+def test_archives_on_disk_need_no_torchvision_and_nothing_of_torchrun(tmp_path):
+    put_archives(tmp_path / "MNIST/raw")
+    code = (f"from labkit import data; print(data.load(None, {str(tmp_path)!r}, 'test')[0])\n"
+            "import sys; print(*sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    name, *modules = done.stdout.split()
+    slow = {"torchvision", "torch.distributed.run", "torch.distributed.elastic"}
+    assert name == "mnist" and "torch" in modules and slow.isdisjoint(modules), done.stderr
 
 
-@pytest.mark.parametrize("trouble", ["404", "damaged", "silent"])
-def test_a_bad_mirror_leads_to_glyphs_or_an_error_and_leaves_nothing(trouble, archives, mirror, request, tmp_path, capsys, small):
-    if trouble == "damaged":
-        put(mirror, {name: damaged(content) for name, content in archives.items()})
-    if trouble == "silent":
+@pytest.mark.parametrize("answer", ["404", "damaged", "silence"])
+def test_a_bad_mirror_leads_to_glyphs_or_an_error_and_leaves_nothing(answer, archives, mirror, request,
+                                                                     tmp_path):
+    if answer == "damaged":
+        put(mirror, {name: with_a_flipped_bit(content) for name, content in archives.items()})
+    if answer == "silence":
         request.getfixturevalue("silent")
     name, images = data.load(None, tmp_path / "data", "test")
     assert name == "glyphs" and len(images) == 600
-    warning = capsys.readouterr().err
-    assert "mnist is not in" in warning and "using glyphs instead" in warning
-    with pytest.raises(data.DataError, match="could not be downloaded"):
+    with pytest.raises(data.DataError, match="mnist is not in .* could not be downloaded"):
         data.load("mnist", tmp_path / "data", "test")
     assert left(tmp_path / "data") == []
-    assert socket.getdefaulttimeout() is None
+
+
+def test_the_fallback_says_first_what_to_do_in_two_short_lines(silent, capsys, folder):
+    data.load(None, "data", "train", "test")
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert out == ""
+    assert first.startswith("warning: put its 4 archives into data/MNIST/raw for results on MNIST: mnist ")
+    assert second.startswith("warning: using glyphs instead")
+    assert max(len(first), len(second)) <= 200
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "kmnist"])
+def test_a_missing_set_given_explicitly_is_an_error_that_names_glyphs(dataset, silent, folder):
+    with pytest.raises(data.DataError, match="or use --dataset glyphs$") as error:
+        data.load(dataset, "data", "test")
+    assert str(error.value).startswith(f"{dataset} is not in data and could not be downloaded")
+    assert "\n" not in str(error.value) and not (folder / "data").exists()
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_the_callers_socket_time_out_survives_a_download(served, archives, mirror, tmp_path):
+    if served:
+        put(mirror, archives)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(77)
+    try:
+        assert data.load(None, tmp_path / "data", "test")[0] == ("mnist" if served else "glyphs")
+        assert socket.getdefaulttimeout() == 77
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def test_damaged_archives_are_mended_by_a_download_or_named(archives, mirror, tmp_path):
     raw = tmp_path / "data/MNIST/raw"
-    put(raw, archives | {"t10k-images-idx3-ubyte.gz": b"<html>404 not found</html>"})
-    with pytest.raises(data.DataError, match=r"t10k-images-idx3-ubyte.gz is damaged \(delete it\)"):
+    put(raw, archives | {TEST_IMAGES: b"<html>404 not found</html>"})
+    with pytest.raises(data.DataError, match=f"^{TEST_IMAGES} is damaged .*: delete .*{TEST_IMAGES}, or"):
         data.load("mnist", tmp_path / "data", "test")
-    assert (raw / "t10k-images-idx3-ubyte.gz").read_bytes().startswith(b"<html>")
+    assert (raw / TEST_IMAGES).read_bytes().startswith(b"<html>")
     put(mirror, archives)
     assert len(data.load("mnist", tmp_path / "data", "test")[1]) == 10
-    assert (raw / "t10k-images-idx3-ubyte.gz").read_bytes() == archives["t10k-images-idx3-ubyte.gz"]
+    assert (raw / TEST_IMAGES).read_bytes() == archives[TEST_IMAGES]
 
 
 def test_a_half_unpacked_file_is_never_read(archives, tmp_path):
-    half = gzip.decompress(archives["t10k-images-idx3-ubyte.gz"])[:5000]
-    put(tmp_path / "data/MNIST/raw", archives | {"t10k-images-idx3-ubyte": half})
+    half = gzip.decompress(archives[TEST_IMAGES])[:5000]
+    put(tmp_path / "data/MNIST/raw", archives | {TEST_IMAGES.removesuffix(".gz"): half})
     assert len(data.load("mnist", tmp_path / "data", "test")[1]) == 10
 
 
-def test_mutated_archives_load_as_they_were_or_are_refused(archives, silent, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TIMEOUT", 0.01)
-    raw, good = tmp_path / "data/MNIST/raw", archives["t10k-images-idx3-ubyte.gz"]
+def test_mutated_archives_load_as_they_were_or_are_refused(archives, silent, tmp_path):
+    raw, good = tmp_path / "data/MNIST/raw", archives[TEST_IMAGES]
     put(raw, archives)
     expected = data.load("mnist", tmp_path / "data", "test")[1].images
+    refused = 0
     for i in range(20):
         at = i * len(good) // 20
         mutant = good[:at] if i % 2 else good[:at] + bytes([good[at] ^ 1 << i % 8]) + good[at + 1 :]
-        put(raw, {"t10k-images-idx3-ubyte.gz": mutant})
+        put(raw, {TEST_IMAGES: mutant})
         try:
             assert data.load("mnist", tmp_path / "data", "test")[1].images.equal(expected)
         except data.DataError as error:
-            assert "\n" not in str(error) and "damaged" in str(error)
+            refused += 1
+            assert "\n" not in str(error) and f"{TEST_IMAGES} is damaged" in str(error)
+    assert refused > 10
+
+
+def zeros(*shape, value=0):
+    return damage.idx(torch.full(shape, value, dtype=torch.uint8))
+
+
+TEN = (10).to_bytes(4, "big")  # the size of a dimension
+WRONG = {
+    "labels of another count": (TEST_LABELS, zeros(9), r"are of shapes \(10, 28, 28\) and \(9,\); expected"),
+    "labels above 9": (TEST_LABELS, zeros(10, value=10), "with labels from 0 to 9: delete the wrong file"),
+    "labels in two dimensions": (TEST_LABELS, zeros(10, 1), r"\(10, 1\); expected"),
+    "labels for images": (TEST_IMAGES, zeros(10), r"are of shapes \(10,\) and \(10,\); expected"),
+    "larger images": (TEST_IMAGES, zeros(10, 32, 32), r"are of shapes \(10, 32, 32\)"),
+    "no images": (TEST_IMAGES, zeros(0, 28, 28), f"{TEST_IMAGES} is damaged"),
+    "16 bits a pixel": (TEST_LABELS, b"\0\0\x0b\x01" + TEN + bytes(20), f"{TEST_LABELS} is damaged"),
+    "one byte missing": (TEST_LABELS, b"\0\0\x08\x01" + TEN + bytes(9), f"{TEST_LABELS} is damaged"),
+    "half a header": (TEST_LABELS, b"\0\0\x08\x01", f"{TEST_LABELS} is damaged"),
+    "nothing": (TEST_LABELS, b"", f"{TEST_LABELS} is damaged"),
+}
+
+
+@pytest.mark.parametrize("file, content, words", WRONG.values(), ids=WRONG)
+def test_wrong_files_are_named_in_one_line(file, content, words, archives, silent, tmp_path):
+    put(tmp_path / "data/MNIST/raw", archives | {file: gzip.compress(content)})
+    with pytest.raises(data.DataError, match=words) as error:
+        data.load("mnist", tmp_path / "data", "test")
+    assert "\n" not in str(error.value) and "delete" in str(error.value)
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path, monkeypatch):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    fault = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision/__init__.py").write_text(fault)
     for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
@@ -146,41 +215,51 @@ def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path, 
             data.load(dataset, tmp_path / "data", "test")
 
 
-def test_glyphs_are_the_same_every_time_and_look_like_mnist(small):
-    _, train, test = data.load("glyphs", None, "train", "test")
-    _, again = data.load("glyphs", None, "train")
-    assert train.images.equal(again.images) and train.labels.equal(again.labels)
-    assert train.images.shape == (2000, 784) and test.images.shape == (600, 784) and train.images.dtype == torch.uint8
-    assert not train.images[:600].equal(test.images)
-    assert train.labels.unique().tolist() == list(range(10))
-    assert 0.08 < data.to_float(train.images).mean() < 0.18  # MNIST: 0.13
-    corners = train.images.view(-1, 28, 28)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    assert (corners == 0).float().mean() > 0.99
+def numbered(count):
+    """Return Images of one pixel, its grey level the image's number."""
+    return data.Images(torch.arange(count).to(torch.uint8).view(count, 1), torch.zeros(count))
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(small):
-    images = data.Images(torch.arange(100).to(torch.uint8).view(100, 1), torch.zeros(100))
+def epoch(batches, number):
+    """Return the numbers of the images in each batch of an epoch."""
+    batches.sampler.set_epoch(number)
+    return [(x.flatten() * 255).round().int().tolist() for x in batches]
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own():
+    images = numbered(100)
     batches = data.batches(images, 32, seed=1)
-
-    def epoch(batches, number):
-        batches.sampler.set_epoch(number)
-        return [(x.flatten() * 255).round().int().tolist() for x in batches]
-
     first, second = epoch(batches, 1), epoch(batches, 2)
-    assert [len(b) for b in first] == [32, 32, 32, 4] == [len(b) for b in second] and len(batches) == 4
+    assert [len(batch) for batch in first] == [32, 32, 32, 4] == [len(batch) for batch in second]
+    assert len(batches) == 4
     assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(100)) and first != second
     assert epoch(batches, 1) == first != epoch(data.batches(images, 32, seed=2), 1)
+
+
+def test_processes_train_on_equally_many_images_of_the_same_batches():
+    images = numbered(100)
+    whole = epoch(data.batches(images, 32, seed=1), 1)
     halves = [epoch(data.batches(images, 32, 1, rank, 2), 1) for rank in range(2)]
-    assert [sorted(sum(batch, [])) for batch in zip(*halves)] == [sorted(batch) for batch in first]
+    assert [sorted(sum(batch, [])) for batch in zip(*halves)] == [sorted(batch) for batch in whole]
     thirds = [epoch(data.batches(images, 33, 1, rank, 3), 1) for rank in range(3)]
-    assert [[len(batch) for batch in third] for third in thirds] == [[11, 11, 11]] * 3  # one of 100 is left out
+    assert [[len(batch) for batch in third] for third in thirds] == [[11, 11, 11]] * 3  # 1 is left out
 
 
-def test_a_batch_is_float32_in_0_1(small):
+def test_processes_evaluate_every_image_once():
+    seen = [numbered(100).part(rank, 3).images.flatten().tolist() for rank in range(3)]
+    assert sorted(sum(seen, [])) == list(range(100))
+
+
+def test_a_batch_is_float32_in_0_1():
     _, images = data.load("glyphs", None, "test")
     batch = next(iter(data.batches(images, 64, seed=0)))
     assert batch.dtype == torch.float32 and batch.shape == (64, 784)
     assert batch.min() == 0 and batch.max() == 1
+
+
+def test_the_mean_image_is_over_all_images():
+    images = data.load("glyphs", None, "train")[1]
+    torch.testing.assert_close(images.mean(), (images.images / 255).mean(0))
 
 
 @pytest.mark.skipif(not (ROOT / "data/MNIST/raw").exists(), reason="no MNIST in data/")

@@ -1,16 +1,21 @@
+import hashlib
 import json
 import os
+import platform
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from conftest import Report
+from conftest import FAST, Report, draw_seven, put_archives
 from matplotlib.figure import Figure
 
 import lab1
-from labkit import checkpoint, data, metrics
+import train
+from labkit import checkpoint, data
+from labkit.picture import read_picture
 
-GLYPHS = ("--dataset", "glyphs", "--no-show")
+PICTURES = ["bottleneck.png", "denoising.png", "interpolation.png", "reconstruction.png"]
+GLYPHS = ("-l", "model.pth", "--dataset", "glyphs", "--no-show", "--out", "out")
 
 
 @pytest.fixture(autouse=True)
@@ -20,67 +25,139 @@ def no_figures_left():
 
 
 @pytest.fixture
-def weights(tmp_path):
-    """Write the weights of the report's network with so many units, and return their path."""
+def weights(folder):
+    """Write the weights of an untrained network with so many units to model.pth and return the network."""
 
-    def weights(units=8, dead=()):
+    def weights(bottleneck=8, dead=()):
         torch.manual_seed(0)
-        model = Report(N_bottleneck=units)
+        model = Report(N_bottleneck=bottleneck)
         with torch.no_grad():
             model.fc2.bias.fill_(1)
             for unit in dead:
                 model.fc2.bias[unit] = -100
-        torch.save(model.state_dict(), tmp_path / "model.pth")
-        return tmp_path / "model.pth"
+        torch.save(model.state_dict(), "model.pth")
+        return checkpoint.load_weights("model.pth")
 
     return weights
 
 
-def test_the_readmes_command(run, weights, tmp_path):
-    closed = "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']"
-    status, out, err = run("lab1.py", "-l", weights(5), setup=closed)
-    assert status == 0 and len(err.splitlines()) == 2 and "using glyphs instead" in err
-    assert out.startswith("glyphs: 600 test images") and "PCA, 5 components" in out
-    pictures = ["bottleneck.png", "denoising.png", "interpolation.png", "reconstruction.png"]
-    assert sorted(os.listdir(tmp_path / "outputs/glyphs")) == [*pictures[:3], "metrics.json", pictures[3]]
-    for picture in pictures:
-        assert plt.imread(tmp_path / "outputs/glyphs" / picture).std() > 0.1  # not an empty page
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that lab1.py draws, without windows."""
+    drawn = []
+
+    def new():
+        drawn.append(Figure())
+        return drawn[-1]
+
+    monkeypatch.setattr(lab1, "Figure", new)
+    return drawn
 
 
-@pytest.mark.parametrize("units", [2, 8, 32])
-def test_the_bottleneck_is_read_from_the_file(units, weights, small, tmp_path):
-    lab1.main(["-l", str(weights(units)), "--out", "out", *GLYPHS])
-    numbers = json.loads((tmp_path / "out/metrics.json").read_text())["bottleneck"]
-    assert numbers["units"] == units == len(numbers["active_fraction_of_each_unit"])
+def captions(figure):
+    return [axes.get_title() for axes in figure.axes]
 
 
-def test_the_numbers_are_those_of_the_whole_test_set(weights, small, tmp_path):
-    lab1.main(["-l", str(weights()), "--out", "out", "--noise", "0.3", *GLYPHS])
-    numbers = json.loads((tmp_path / "out/metrics.json").read_text())
+def numbers():
+    with open("out/metrics.json") as file:
+        return json.load(file)
+
+
+def test_the_readmes_command(weights, unreachable, folder, capsys, monkeypatch):
+    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(display, raising=False)
+    weights(5)
+    lab1.main(["-l", "model.pth"])
+    out, err = capsys.readouterr()
+    warnings = err.splitlines()
+    assert "mnist is not in data and could not be downloaded" in warnings[0]
+    assert "using glyphs instead" in warnings[1]
+    assert warnings[2:] == ["warning: worse than PCA: were these weights trained long enough, and on glyphs?"]
+    assert out.startswith("glyphs: 600 test images through model.pth, 5 bottleneck units")
+    assert "PCA, 5 components" in out
+    assert sorted(os.listdir("outputs/glyphs")) == sorted([*PICTURES, "metrics.json"])
+    for picture in PICTURES:
+        assert plt.imread(f"outputs/glyphs/{picture}").std() > 0.1  # not an empty page
+
+
+def test_better_than_pca_is_no_warning(folder, capsys):
+    train.main([*FAST, "-z", "1", "-e", "10", "-b", "64", "--lr", "0.003"])
+    capsys.readouterr()
+    lab1.main([*GLYPHS, "--step", "4"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_numbers_are_those_of_the_whole_test_set(weights):
+    model = weights()
+    lab1.main([*GLYPHS, "--noise", "0.3"])
     test = data.load("glyphs", None, "test")[1]
-    images, model = test.images / 255, checkpoint.load_weights("model.pth")
+    images = test.images / 255
     errors = (model(images) - images) ** 2
-    reconstruction, denoising, units = (numbers[test] for test in ("reconstruction", "denoising", "bottleneck"))
+    reconstruction, denoising, _, bottleneck = (numbers()[test] for test in lab1.TESTS)
     assert reconstruction["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
     assert denoising["noisy_mse"] == pytest.approx(0.09, rel=0.02)
     assert denoising["noisy_psnr_db"] == pytest.approx(10.46, abs=0.1)
     threes = errors[test.labels == 3].mean().item()
     assert reconstruction["mse_of_each_digit"]["3"] == pytest.approx(threes, rel=1e-5)
     assert denoising["mse_at_noise"]["0.3"] == pytest.approx(denoising["mse"], rel=1e-5)
-    assert units["live_units"] == 8 and sum(units["importance_of_each_unit"]) == pytest.approx(1)
+    assert bottleneck["units"] == bottleneck["live_units"] == 8
+    assert len(bottleneck["active_fraction_of_each_unit"]) == 8
+    assert sum(bottleneck["importance_of_each_unit"]) == pytest.approx(1)
 
 
-def test_pca_is_the_best_linear_code():
-    images = torch.randn(200, 30, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.linspace(1, 0.1, 30))
-    centred = images - images.mean(0)
-    u, s, v = torch.linalg.svd(centred, full_matrices=False)
-    residual = centred - u[:, :5] * s[:5] @ v[:5]
-    assert metrics.pca_mse(images, 5) == pytest.approx(residual.square().mean().item(), rel=1e-4)
-    assert metrics.pca_mse(images, 30) == pytest.approx(0, abs=1e-6)
+def test_metrics_json_says_what_was_measured_and_with_what(weights, folder):
+    weights(2)
+    lab1.main([*GLYPHS, "--steps", "5"])
+    content = numbers()
+    sha256 = hashlib.sha256((folder / "model.pth").read_bytes()).hexdigest()
+    expected = {"weights": "model.pth", "sha256": sha256, "dataset": "glyphs", "test_images": 600,
+                "torch": torch.__version__, "python": platform.python_version()}
+    assert {name: content[name] for name in expected} == expected
+    assert content["bottleneck"]["units"] == 2 and content["interpolation"]["steps"] == 5
+
+
+def test_one_step_writes_its_figure_and_touches_nothing_else(weights, folder):
+    weights()
+    (folder / "out").mkdir()
+    for name in (*PICTURES, "metrics.json"):
+        (folder / "out" / name).write_text("of another run")
+    lab1.main([*GLYPHS, "--step", "4"])
+    changed = [path.name for path in (folder / "out").iterdir() if path.read_bytes() != b"of another run"]
+    assert changed == ["reconstruction.png"] and len(os.listdir("out")) == 5
+
+
+@pytest.mark.parametrize("step, picture", [(5, "denoising.png"), (6, "interpolation.png")])
+def test_steps_of_choice(step, picture, weights):
+    weights()
+    lab1.main([*GLYPHS, "--step", str(step), "-i", "3"])
+    assert os.listdir("out") == [picture]
+
+
+def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, figures, folder):
+    model = weights()
+    draw_seven("my7.png")
+    lab1.main([*GLYPHS, "-i", "my7.png", "3", "599", "--steps", "4"])
+    labels = data.load("glyphs", None, "test")[1].labels
+    three, last = f"{labels[3]}, image 3", f"{labels[599]}, image 599"
+    reconstruction, denoising, interpolation, bottleneck = figures
+
+    names = ["my7.png", three, last]
+    assert [caption.partition(":")[0] for caption in captions(reconstruction)] == names
+    assert [caption.partition(":")[0] for caption in captions(denoising)] == names
+    assert captions(interpolation) == [f"my7.png to {three}", f"{last} to {last}"]
+    assert "my7.png, one unit moved" in bottleneck.get_suptitle()
+
+    mine = read_picture("my7.png")
+    for figure in figures:
+        drawn = torch.as_tensor(figure.axes[0].images[0].get_array())
+        assert drawn[:, 1:29].equal(mine.view(28, 28))
+    error = (model(mine) - mine).square().mean()
+    assert captions(reconstruction)[0] == f"my7.png: MSE {error:.4f}"
+    assert all("glyphs" in figure.get_suptitle() for figure in figures)
 
 
 def test_interpolation_is_linear_between_the_codes(weights):
-    model = checkpoint.load_weights(weights())
+    model = weights()
     start, end = torch.rand(2, 3, 784, generator=torch.Generator().manual_seed(0))
     between = lab1.interpolate(model, start, end, 8)
     assert between.shape == (3, 8, 784)
@@ -90,77 +167,125 @@ def test_interpolation_is_linear_between_the_codes(weights):
     torch.testing.assert_close(between[:, 2], model.decode(third))
 
 
-def test_noise_is_the_same_for_the_same_seed():
-    images = torch.zeros(50, 784)
-    noise = metrics.normal_like(images, seed=0)
-    assert noise.equal(metrics.normal_like(images, seed=0)) and not noise.equal(metrics.normal_like(images, seed=1))
-    assert noise.std() == pytest.approx(1, rel=0.02)
-
-
-def test_which_images():
-    labels, errors = torch.arange(40) % 10, torch.linspace(1, 0, 40)
-    assert lab1.choose([], labels, errors) == list(range(10))
-    assert lab1.choose(["7", "39"], labels, errors) == [7, 39]
-    assert lab1.choose(["worst"], labels, errors) == list(range(10))
-    assert lab1.choose(["best"], labels, errors) == list(range(39, 29, -1))
-    assert lab1.choose(["digit=7", "0"], labels, errors) == [7, 17, 27, 37, 0]
-
-
-@pytest.mark.parametrize("args", [["--step", "4"], ["--step", "6", "-i", "worst"], ["-i", "3", "5", "8"], ["-i", "599"]])
-def test_steps_and_images_of_choice(args, weights, small, tmp_path):
-    lab1.main(["-l", str(weights()), "--out", "out", *GLYPHS, *args])
-    pictures = {"4": ["reconstruction.png"], "6": ["interpolation.png"]}
-    all_of_them = ["bottleneck.png", "denoising.png", "interpolation.png", "reconstruction.png"]
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == pictures.get(args[1], all_of_them)
-
-
-def test_a_dead_unit_is_shown_as_dead(weights, small, capsys):
-    model = checkpoint.load_weights(weights(4, dead=[2]))
-    test = data.load("glyphs", None, "test")[1]
-    lab, figure = lab1.Lab(model, "glyphs", data.to_float(test.images), test.labels, data.to_float(test.images[:1]), ["0"], 1, 0.2, 8, 0), Figure()
-    with torch.inference_mode():
-        numbers = lab1.bottleneck(lab, figure)
-    captions = [axes.get_title() for axes in figure.axes]
-    assert numbers["importance_of_each_unit"][2] == 0 and captions[-1] == "unit 2: DEAD, active on no test image"
-    assert "DEAD" not in "".join(captions[:-1])
-    lab1.main(["-l", "model.pth", "--out", "out", *GLYPHS])
+@torch.inference_mode()
+def test_a_dead_unit_is_shown_as_dead(weights, capsys):
+    model, test = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
+    images, figure = data.to_float(test.images), Figure()
+    lab = lab1.Lab(model, "glyphs", images, test.labels, images[:1], ["0"], noise=0.2, steps=8, seed=0)
+    numbers = lab1.bottleneck(lab, figure)
+    assert numbers["importance_of_each_unit"][2] == 0 and numbers["live_units"] == 3
+    assert captions(figure)[-1] == "unit 2: DEAD, active on no test image"
+    assert "DEAD" not in "".join(captions(figure)[:-1])
     assert "3 of 4 units live" in capsys.readouterr().out
 
 
-def test_windows_open_after_the_files_are_written_where_there_is_a_display(weights, small, tmp_path, monkeypatch, recwarn):
-    opened = []
-    monkeypatch.setattr(plt, "show", lambda: opened.append((tmp_path / "out/reconstruction.png").exists()))
-    arguments = ["-l", str(weights()), "--out", "out", "--dataset", "glyphs", "--step", "4"]
+@torch.inference_mode()
+def test_of_a_large_bottleneck_some_units_are_drawn(weights):
+    model, test = weights(40), data.load("glyphs", None, "test")[1]
+    images, figure = data.to_float(test.images), Figure()
+    lab = lab1.Lab(model, "glyphs", images, test.labels, images[:1], ["0"], noise=0.2, steps=8, seed=0)
+    assert len(lab1.bottleneck(lab, figure)["importance_of_each_unit"]) == 40
+    assert len(figure.axes) == 1 + lab1.UNITS_DRAWN
+
+
+def test_the_checkpoints_data_set_is_used_unless_another_is_given_explicitly(folder, capsys):
+    put_archives(folder / "data/KMNIST/raw")
+    train.main([*FAST, "--dataset", "kmnist", "-e", "0"])
+    arguments = ["-l", "model.pth", "--no-show", "--step", "4"]
+    capsys.readouterr()
     lab1.main(arguments)
+    out = capsys.readouterr().out
+    assert out.startswith("kmnist: 10 test images through model.pth")
+    assert "the checkpoint beside model.pth says that it was trained on kmnist\n" in out
+    assert os.listdir("outputs") == ["kmnist"]
+
+    lab1.main([*arguments, "--dataset", "glyphs"])
+    out = capsys.readouterr().out
+    assert out.startswith("glyphs: 600 test images through model.pth") and "trained on" not in out
+    assert sorted(os.listdir("outputs")) == ["glyphs", "kmnist"]
+
+
+def test_windows_open_after_the_files_are_written_where_there_is_a_display(weights, folder, monkeypatch,
+                                                                           recwarn):
+    weights()
+    opened = []
+    monkeypatch.setattr(plt, "show", lambda: opened.append((folder / "out/reconstruction.png").exists()))
+    monkeypatch.setattr(lab1, "has_display", lambda: True)
+    arguments = [*(option for option in GLYPHS if option != "--no-show"), "--step", "4"]
+    lab1.main(arguments)  # with a backend without windows
     assert opened == [] and not recwarn.list
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
     lab1.main(arguments)
     assert opened == [True]
     lab1.main([*arguments, "--no-show"])
+    monkeypatch.setattr(lab1, "has_display", lambda: False)
+    lab1.main(arguments)
     assert opened == [True]
 
 
-@pytest.mark.parametrize("args, words, status", [
+def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(weights, folder, monkeypatch):
+    weights()
+    opened = []
+    monkeypatch.setattr(lab1.webbrowser, "open", opened.append)
+    monkeypatch.setattr(lab1, "has_display", lambda: True)
+    lab1.main([*GLYPHS, "--explore"])
+    assert os.listdir("out") == ["explore.html"] and opened == []
+    lab1.main([*(option for option in GLYPHS if option != "--no-show"), "--explore"])
+    assert opened == [(folder / "out/explore.html").as_uri()]
+
+
+def during(what):
+    """Return `setup` in which the process gets SIGTERM at a point of its work."""
+    return ("import os, signal\nfrom labkit import metrics\n"
+            f"{what} = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)")
+
+
+@pytest.mark.parametrize("what", ["metrics.denoising", "os.fsync"])
+def test_a_signal_leaves_nothing_behind(what, weights, start, folder):
+    weights()
+    (folder / "tmp").mkdir()
+    ended = start("lab1.py", *GLYPHS, setup=during(what), environment={"TMPDIR": f"{folder}/tmp"}).end()
+    assert ended[0] == 143 and "Traceback" not in ended[2]
+    assert os.listdir("out") == [] == os.listdir("tmp")
+
+
+MISTAKES = [
     (["-l", "missing.pth"], "missing.pth is not there", 1),
     (["-l", "folder"], "folder is not a file", 1),
     (["-l", "text.pth"], "text.pth is damaged or no file of torch.save's", 1),
     (["-l", "other.pth"], "expected fc1.weight", 1),
-    (["-l", "model.pth", "--out", "text.pth"], "text.pth", 1),
-    (["-l", "model.pth", "-i", "600"], "-i 600: takes indices from 0 to 599, worst, best, digit=0", 2),
-    (["-l", "model.pth", "-i", "-1"], "-i -1: takes indices", 2),
-    (["-l", "model.pth", "-i", "digit=x"], "-i digit=x: takes", 2),
-    (["-l", "model.pth", "-i", "digit=11"], "-i digit=11: takes", 2),
-    (["-l", "model.pth", "--noise", "-1"], "--noise -1.0: must be 0 or more", 2),
-    (["-l", "model.pth", "--steps", "1"], "--steps 1: must be 2 or more", 2),
-    (["-l", "model.pth", "--step", "7"], "invalid choice: 7", 2),
-    (["-l", "model.pth", "--explore"], "--explore needs a window", 1),
-    ([], "required: -l/--load", 2),
-])
-def test_mistakes_are_named_in_one_line(args, words, status, weights, small, tmp_path, refused):
+    (["--out", "text.pth"], "text.pth", 1),
+    (["--out", "taken"], "taken/metrics.json is not a regular file", 1),
+    (["--explore", "--out", "text.pth"], "text.pth", 1),
+    (["-i", "600"], "-i 600: takes indices from 0 to 599, worst, best, digit=0", 2),
+    (["-i", "-1"], "-i -1: takes indices", 2),
+    (["-i", "digit=x"], "-i digit=x: takes", 2),
+    (["-i", "digit=11"], "-i digit=11: takes", 2),
+    (["-i", *map(str, range(101))], "-i names 101 images: a figure shows 100 at the most", 2),
+    (["-i", "missing.png"], "missing.png: not there: check the name", 1),
+    (["-i", "text.pth"], "text.pth: not a picture that can be read", 1),
+    (["--noise", "-1"], "--noise -1.0: must be 0 or more", 2),
+    (["--steps", "1"], "--steps 1: must be 2 or more", 2),
+    (["--step", "7"], "invalid choice: 7", 2),
+]
+
+
+@pytest.mark.parametrize("args, words, status", MISTAKES, ids=[" ".join(args)[:30] for args, *_ in MISTAKES])
+def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, weights, folder, refused,
+                                                        monkeypatch):
     weights()
-    (tmp_path / "text.pth").write_text("not weights")
-    (tmp_path / "folder").mkdir()
-    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "other.pth")
-    before = sorted(os.listdir(tmp_path))
-    assert words in refused(lab1.main, *GLYPHS, *args, status=status)
-    assert sorted(os.listdir(tmp_path)) == before
+    (folder / "text.pth").write_text("not weights")
+    (folder / "folder").mkdir()
+    (folder / "taken/metrics.json").mkdir(parents=True)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pth")
+    before = sorted(folder.rglob("*"))
+    for test in lab1.TESTS:
+        monkeypatch.setitem(lab1.TESTS, test, lambda *_: pytest.fail("the work has begun"))
+    out = [] if "--out" in args else ["--out", "."]
+    options = [option for option in GLYPHS if option not in ("--out", "out")]
+    assert words in refused(lab1.main, *options, *out, *args, status=status)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_weights_have_to_be_named(refused):
+    assert "required: -l/--load" in refused(lab1.main, status=2)

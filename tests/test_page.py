@@ -16,6 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from labkit import LabError
 from labkit.page import explore_page
 from labkit.picture import prepare
 from model import autoencoderMLP4Layer

@@ -1,0 +1,100 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import FAST, ROOT
+
+import lab1
+import train
+from labkit import LabError, UsageError, cli
+from labkit.job import Stopped
+
+
+def python(code, shell="", **environment):
+    """Run Python code, after `shell` in a shell, and return its status, stdout and stderr as bytes."""
+    command = ["sh", "-c", f'exec "$0" -c "$1" {shell}', sys.executable, code]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("error, status, line", [
+    (UsageError("-z 0: must be 1 or more"), 2, "train.py: -z 0: must be 1 or more (see --help)"),
+    (LabError("two\nlines"), 1, "train.py: two lines"),
+    (Stopped(signal.SIGINT), 130,
+     "train.py: stopped by SIGINT; the same command with --resume goes on from what was written"),
+    (Stopped(signal.SIGTERM), 143,
+     "train.py: stopped by SIGTERM; the same command with --resume goes on from what was written"),
+    (OSError(28, "No space left on device", "a.pth"), 1,
+     "train.py: [Errno 28] No space left on device: 'a.pth'"),
+])
+def test_errors_end_in_one_line_and_a_status(error, status, line, capsys):
+    with pytest.raises(SystemExit) as end, cli.errors_in_one_line("train.py"):
+        raise error
+    assert end.value.code == status
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_a_fault_in_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), cli.errors_in_one_line("train.py"):
+        raise ZeroDivisionError
+
+
+def test_of_several_processes_on_a_machine_the_first_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for local_rank, lines in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit), cli.errors_in_one_line("train.py"):
+            raise LabError("a mistake")
+        assert capsys.readouterr().err.count("\n") == lines
+
+
+@pytest.mark.parametrize("value, fits", [(1, True), (8, True), (784, True), (0, False), (785, False),
+                                         (float("nan"), False), (float("inf"), False)])
+def test_ranges_hold_their_ends_and_no_nan(value, fits):
+    if fits:
+        return cli.require_range("-z", value, 1, 784)
+    with pytest.raises(UsageError, match="^-z .*: must be 1 or more, at most 784$"):
+        cli.require_range("-z", value, 1, 784)
+
+
+@pytest.mark.parametrize("main", [train.main, lab1.main])
+def test_help_names_the_two_commands_and_the_shared_options(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "python train.py -z 8 -e 50 -b 2048 -s model.pth -p loss.png" in out
+    assert "python lab1.py -l model.pth" in out
+    assert all(option in out for option in ("--dataset", "--data-dir", "--device"))
+
+
+STREAMS = "from labkit import cli; cli.prepare_streams(); import sys; print('digits/\\u00fc.pth')"
+
+
+def test_streams_take_any_character_and_may_be_closed():
+    assert python(STREAMS, PYTHONIOENCODING="ascii") == (0, b"digits/\\xfc.pth\n", b"")
+    assert python(STREAMS, PYTHONIOENCODING="utf-8") == (0, "digits/ü.pth\n".encode(), b"")
+    assert python(STREAMS, ">&-") == (0, b"", b"")
+    assert python(f"{STREAMS}; print('here', file=sys.stderr)", "2>&-") == (0, b"digits/\xc3\xbc.pth\n", b"")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", None])
+def test_commands_print_to_any_stdout(encoding, start, folder):
+    options = ["-e", "0", "-s", "gerät.pth"]
+    status, out, err = start("train.py", *FAST, *options, encoding=encoding).end()
+    assert status == 0 and err == "" and (folder / "gerät.pth").exists()
+    assert ("wrote ger\\xe4t.pth" in out) == (encoding == "ascii")
+    options = ["-l", "gerät.pth", "--dataset", "glyphs", "--step", "4", "--out", "out"]
+    status, out, err = start("lab1.py", *options, encoding=encoding).end()
+    assert status == 0 and (folder / "out/reconstruction.png").exists()
+    assert ("through ger\\xe4t.pth" in out) == (encoding == "ascii")
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    code = ("from labkit import cli\n"
+            "cli.prepare_streams()\n"
+            "with cli.errors_in_one_line('train.py'):\n"
+            "    while True: print('epoch')")
+    assert python(code, "| head -n 1")[1:] == (b"epoch\n", b"")

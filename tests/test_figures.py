@@ -1,0 +1,82 @@
+import io
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from labkit import figures
+
+
+def epochs(count):
+    return [{"epoch": number, "loss": 0.05 / number, "test_loss": 0.06 / number, "learning_rate": 1e-3,
+             "seconds": 1.0} for number in range(1, count + 1)]
+
+
+def pixels(figure, **options):
+    return plt.imread(io.BytesIO(figures.to_bytes(figure, **options)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_the_loss_curve_shows_losses_over_whole_epochs(count):
+    figure, history = Figure(), epochs(count)
+    figures.loss_curve(figure, history, "kmnist")
+    assert pixels(figure).std() > 0.05  # drawn, and not empty
+    axes, = figure.axes
+    training, test = axes.lines
+    assert training.get_label() == "training images" and test.get_label() == "test images"
+    for line, losses in ((training, "loss"), (test, "test_loss")):
+        assert line.get_xdata().tolist() == list(range(1, count + 1))
+        assert line.get_ydata().tolist() == [epoch[losses] for epoch in history]
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert shown and all(tick == int(tick) for tick in shown)
+    assert "kmnist" in axes.get_title() and f"{0.06 / count:.4f}" in axes.get_title()
+    assert f"after epoch {count}" in axes.get_title() and axes.get_ylim()[0] == 0
+
+
+def test_one_epoch_is_a_point_that_can_be_seen():
+    figure = Figure()
+    figures.loss_curve(figure, epochs(1), "mnist")
+    assert {line.get_marker() for line in figure.axes[0].lines} == {"."}
+
+
+def test_captions_and_images_appear_as_given():
+    figure, captions = Figure(), ["7, image 0", "ü", "a $ and a _"]
+    rows = torch.rand(3, 2, 784, generator=torch.Generator().manual_seed(0))
+    figures.image_rows(figure, "Input | output", rows, captions, columns=2)
+    assert [axes.get_title() for axes in figure.axes] == captions
+    assert figure.get_suptitle() == "Input | output"
+    for axes, row in zip(figure.axes, rows):
+        picture = torch.as_tensor(axes.images[0].get_array())
+        assert picture[:, 1:29].equal(row[0].view(28, 28))
+        assert picture[:, -29:-1].equal(row[1].view(28, 28))
+        assert axes.images[0].get_clim() == (0, 1)  # the same grey in every row
+    assert pixels(figure).std() > 0.1
+
+
+def test_100_images_fit_a_screen():
+    figure, rows = Figure(), torch.zeros(100, 3, 784)
+    figures.image_rows(figure, "title", rows, ["9, image 9999: MSE 0.0123 to 0.0123"] * 100, columns=2)
+    assert len(figure.axes) == 100 and figure.get_figheight() <= figures.MAX_HEIGHT
+
+
+def test_each_unit_has_a_row_and_a_mark_where_the_image_stands():
+    figure, captions = Figure(), ["unit 1: 0 to 9", "unit 0: DEAD"]
+    examples, rows = torch.zeros(2, 784), torch.zeros(2, 11, 784)
+    figures.unit_rows(figure, "title", examples, rows, captions, positions=torch.tensor([0.5, 7.0]))
+    assert [axes.get_title() for axes in figure.axes] == ["input | output", *captions]
+    marks = [axes.lines[0].get_xdata()[0] for axes in figure.axes[1:]]
+    assert marks == [14.5 + 30 * 5, 14.5 + 30 * 10]  # in the middle, and at the end where it is beyond
+
+
+def test_formats_are_those_that_matplotlib_can_write():
+    assert figures.is_format("png") and figures.is_format("svg") and figures.is_format("pdf")
+    assert not figures.is_format("xyz") and not figures.is_format("")
+    assert bytes(figures.to_bytes(Figure(), "svg")).startswith(b"<?xml")
+
+
+def test_windows_open_where_the_backend_has_them(monkeypatch):
+    assert figures.interactive_pyplot() is None  # Agg
+    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
+    assert figures.interactive_pyplot() is plt
