@@ -203,7 +203,8 @@ def explore(lab, args, out):
     path = out / "explore.html"
     files.require_writable(path)
     importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
-    page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, args.load.name)
+    weights_name = "/".join(args.load.parts[-2:])
+    page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, weights_name)
     files.write(path, page.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
     if has_display() and not args.no_show:

@@ -41,7 +41,7 @@ def parse_words(words, labels, errors):
         elif word.isdecimal():
             found = [int(word)] if int(word) < len(labels) else []
         else:
-            found = [word] if Path(word).suffix or Path(word).exists() else []
+            found = [word] if Path(word).suffix or Path(word).is_file() else []
         if not found:
             raise UsageError(f"-i {word}: takes indices from 0 to {len(labels) - 1}, worst, best, "
                              "digit=0 ... digit=9, and picture files")

@@ -169,6 +169,7 @@ WRONG = {  # the path of an entry, what it becomes, what is said about it
     "loss below 0": (("history", 0, "loss"), -0.1, "history, epoch 1 is .*; expected losses from 0 to 1"),
     "no seconds": (("history", 1, "seconds"), ABSENT, "history, epoch 2 has other entries than"),
     "another epoch": (("history", 1, "epoch"), 7, "history, epoch 2 is"),
+    "another rate": (("history", 1, "learning_rate"), 0.5, "history, epoch 2 has another learning rate than"),
     "an epoch less": (("history", 1), ABSENT, "optimizer, 0 is not of 4 steps of Adam"),
     "lr a list": (("settings", "lr"), [1], "settings, lr is of type list; expected float"),
     "seed NaN": (("settings", "seed"), NAN, "settings, seed is of type float; expected int"),
