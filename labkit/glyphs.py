@@ -14,7 +14,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono"
 def load(split):
     """Return the images of "train" or "test", uint8 (N, 28, 28), and their labels, int64 (N,).
 
-    Deterministic: each split has a seed of its own. PyTorch 2.4 draws a few pixels one grey level off.
+    Deterministic: each split has a seed of its own.
     """
     generator = torch.Generator().manual_seed(list(SIZES).index(split))
     return warp(stencils(), SIZES[split], generator)

@@ -6,6 +6,7 @@ A run is one process, or several that torchrun starts; it tells each its rank in
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 
 import torch
@@ -119,7 +120,8 @@ class Job:
             reason = str(error).partition("\n")[0]
             raise ProcessError(f"process {self.rank} failed or lost another, "
                                f"what was saved can be resumed: {reason}") from error
-        dist.destroy_process_group()
+        time.sleep(0.1)  # in which gloo's threads let go of their last tensors, for which they need the GIL:
+        dist.destroy_process_group()  # in PyTorch 2.6 it waits for them and holds the GIL
 
     def connect(self):
         """Open the process group. Raises ProcessError."""
