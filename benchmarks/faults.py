@@ -309,12 +309,12 @@ def replacements(value):
     return {word: other for word, other in others.items() if repr(other) != repr(value)}.items()
 
 
-def replaced_entries(share, rng, root):
-    """Go on from checkpoints of which one entry is replaced, of all ways to do so one in `share`."""
+def replaced_entries(divisor, rng, root):
+    """Go on from checkpoints of which one entry is replaced, of all ways to do so one in `divisor`."""
     whole, _ = trained(root, "-e", "2")
     state, model = checkpoint.read(whole / "model.ckpt"), checkpoint.load_weights(whole / "model.pth")
     tries = [(path, word, new) for path, entry in nodes(state) for word, new in replacements(entry)]
-    for path, word, new in rng.sample(tries, len(tries) // share):
+    for path, word, new in rng.sample(tries, len(tries) // divisor):
         what = f"{' '.join(map(str, path))}: {word}"
         folder = Path(tempfile.mkdtemp(dir=root))
         torch.save(replaced(state, path, new), folder / "model.ckpt")
@@ -342,14 +342,14 @@ def make_archives(raw):
             (raw / name).write_bytes(gzipped_idx(tensor.byte()))
 
 
-def checks(share, rng, root):
-    """Yield the name of each check and its outcomes, one of `share` of all."""
+def checks(divisor, rng, root):
+    """Yield the name of each check and its outcomes, all counts divided by `divisor`."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        yield f"{number.name}, one process", stopped_and_resumed(number, 50 // share, 1, rng, root)
+        yield f"{number.name}, one process", stopped_and_resumed(number, 50 // divisor, 1, rng, root)
     for number in (signal.SIGINT, signal.SIGTERM):
-        yield f"{number.name}, two processes", stopped_and_resumed(number, 40 // share, 2, rng, root)
-        yield f"{number.name}, train.py -e 0 and lab1.py", stopped_starts(number, 40 // share, rng, root)
-    yield "SIGKILL while writing", killed_while_writing(320 // share, rng, root)
+        yield f"{number.name}, two processes", stopped_and_resumed(number, 40 // divisor, 2, rng, root)
+        yield f"{number.name}, train.py -e 0 and lab1.py", stopped_starts(number, 40 // divisor, rng, root)
+    yield "SIGKILL while writing", killed_while_writing(320 // divisor, rng, root)
     yield "disks", disks(root) if os.geteuid() == 0 else ["not root: left out"]
 
     folder, _ = trained(root, "-e", "2")
@@ -358,7 +358,7 @@ def checks(share, rng, root):
                state: lambda: checkpoint.load_checkpoint(state, train.DEFAULTS)}
     for damage, count in ((damaged, 1800), (with_two_members_exchanged, 100), (hostile, 100)):
         title = f"weights and checkpoints, {damage.__name__.replace('_', ' ')}"
-        yield title, damaged_files(loaders, damage, count // share, rng)
+        yield title, damaged_files(loaders, damage, count // divisor, rng)
 
     def load_archives():
         return [(images.images, images.labels)
@@ -366,8 +366,8 @@ def checks(share, rng, root):
 
     with patch.object(data, "download", side_effect=OSError("no network")):
         loaders = dict.fromkeys(root.glob("data/MNIST/raw/*"), load_archives)
-        yield "archives, damaged", damaged_files(loaders, damaged, 500 // share, rng)
-    yield "checkpoints, an entry replaced", replaced_entries(share, rng, root)
+        yield "archives, damaged", damaged_files(loaders, damaged, 500 // divisor, rng)
+    yield "checkpoints, an entry replaced", replaced_entries(divisor, rng, root)
 
 
 def main():
