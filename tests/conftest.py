@@ -54,10 +54,13 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_files():
-    """Files of more than 1000 bytes cannot be written: what a full disk looks like to a process."""
+    """Files of more than 1 MB cannot be written: what a full disk looks like to a process.
+
+    A smaller limit could stop pytest, which may be writing to a file, too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, handler)

@@ -9,7 +9,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_other(tmp_path, small_file
     path = tmp_path / "file"
     files.write(path, b"old")
     with pytest.raises(OSError):
-        files.write(path, bytes(2000))
+        files.write(path, bytes(2_000_000))
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     files.write(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
