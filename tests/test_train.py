@@ -211,7 +211,7 @@ def test_a_rate_that_explodes_is_named(folder, refused):
 def test_a_full_disk_is_a_warning_in_between_and_an_error_at_the_end(folder, capsys):
     (folder / "model.pth").write_bytes(b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # as on a full disk
     try:
         with pytest.raises(SystemExit) as end:
             train.main([*FAST, "-e", "3"])
