@@ -85,9 +85,12 @@ def training_set(path, model):
     """
     try:
         state = read(checkpoint_path(path))
-        weights, dataset = model_from_state(state["model"], path).state_dict(), state["settings"]["dataset"]
-    except (CheckpointError, OSError, KeyError, IndexError, TypeError):
+        if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+            return None
+        weights = model_from_state(state.get("model"), path).state_dict()
+    except (CheckpointError, OSError):
         return None
+    dataset = state["settings"].get("dataset")
     same = all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
     return dataset if same and dataset in DATASETS else None
 
