@@ -29,7 +29,7 @@ def to_bytes(state):
     """Return `state` (tensors in dicts, lists and numbers) in torch.save's format."""
     buffer = io.BytesIO()  # torch.save straight to a full disk ends in a RuntimeError without the reason
     torch.save(state, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def checkpoint_path(weights):

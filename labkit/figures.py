@@ -16,7 +16,7 @@ def to_bytes(figure, format="png"):
     """Return a Figure as the bytes of a file in one of matplotlib's formats. Raises ValueError for others."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, dpi=150)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def is_format(format):
