@@ -3,9 +3,9 @@
     python lab1.py -l model.pth
     python lab1.py -l model.pth --explore
 
-Writes a figure per test, one of what each bottleneck unit does, and metrics.json with the numbers over the
-whole test set to outputs/<dataset>/, and opens the figures where there is a display. --explore writes a
-page to play with instead.
+Writes to outputs/<dataset>/ a figure per test, one of what each bottleneck unit does, and metrics.json with
+the numbers over the whole test set, and opens the figures if there is a display. --explore writes a page to
+play with instead.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports below ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends without a traceback
 
 import torch
 from matplotlib.figure import Figure
@@ -27,11 +27,11 @@ from labkit import checkpoint, cli, data, figures, files, metrics, selection
 from labkit.job import choose_device, exiting_on_signals, has_display
 from labkit.page import explore_page
 
-UNITS_DRAWN = 29  # of a larger bottleneck: with the input, 10 rows of 3
+MAX_UNITS_DRAWN = 29  # with the input 10 rows of 3
 
 
 class Lab(NamedTuple):
-    """What every test works on. Images are float32 (N, 784) in [0, 1]."""
+    """What every test gets. Images are float32 (N, 784) in [0, 1]."""
 
     model: torch.nn.Module
     dataset: str  # its name
@@ -59,7 +59,8 @@ def reconstruction(lab, figure):
     captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.names, errors)]
     title = (f"Reconstruction on {lab.dataset}: input | output. "
              f"MSE over the whole test set {numbers['mse']:.4f}")
-    figures.image_rows(figure, title, torch.stack([lab.shown, outputs], 1), captions, columns=5)
+    rows = torch.stack([lab.shown, outputs], 1)
+    figures.image_rows(figure, title, rows, captions, columns=5)
     return numbers
 
 
@@ -75,47 +76,53 @@ def denoising(lab, figure):
     before = metrics.mse_per_image(noisy, lab.shown)
     after = metrics.mse_per_image(outputs, lab.shown)
     captions = [f"{name}: MSE {a:.4f} to {b:.4f}" for name, a, b in zip(lab.names, before, after)]
-    rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
     title = (f"Denoising on {lab.dataset}: input | with {lab.noise:g} x noise | output. "
              f"MSE over the whole test set {numbers['noisy_mse']:.4f} to {numbers['mse']:.4f}")
+    rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
     figures.image_rows(figure, title, rows, captions, columns=2)
     return numbers
 
 
 def interpolation(lab, figure):
-    """Step 6: draw start | decoded codes | end for pairs of images; the last test image makes them even."""
+    """Step 6: draw start | decoded codes | end for pairs of images.
+
+    The last test image is added to an odd number of images.
+    """
     shown, names = lab.shown, lab.names
     if len(names) % 2:
         shown = torch.cat([shown, lab.images[-1:]])
         names = [*names, selection.test_image_name(lab.labels, len(lab.images) - 1)]
+
     start, end = shown[::2], shown[1::2]
-    rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
     captions = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2])]
     title = f"Interpolation on {lab.dataset}: start | {lab.steps} decoded codes | end"
+    rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
     figures.image_rows(figure, title, rows, captions, columns=1)
     return {"steps": lab.steps}
 
 
 def interpolate(model, start, end, steps):
-    """Return images (pairs, steps, pixels) decoded from codes on the line from start's to end's.
+    """Return images (pairs, steps, pixels) decoded from `steps` codes on the line between two images' codes.
 
     `start` and `end` are images (pairs, pixels).
     """
     t = torch.linspace(0, 1, steps, device=start.device)[:, None]
-    return model.decode(torch.lerp(model.encode(start)[:, None], model.encode(end)[:, None], t))
+    codes = torch.lerp(model.encode(start)[:, None], model.encode(end)[:, None], t)
+    return model.decode(codes)
 
 
 def bottleneck(lab, figure):
-    """Draw the first shown image with each unit moved over its range; return what each unit carries."""
+    """Draw the first shown image with each unit moved over its range; return each unit's importance."""
     codes = lab.model.encode(lab.images)
     activity = (codes > 0).float().mean(0)
     importance = metrics.importance(lab.model, codes, lab.images)
     live, units = int((activity > 0).sum()), len(activity)
     print(f"{live} of {units} units live on the test images")
 
-    rank = importance + (activity > 0)  # live units above dead ones
-    order = rank.argsort(descending=True)[:UNITS_DRAWN]
+    score = importance + (activity > 0)  # live units before dead ones
+    order = score.argsort(descending=True)[:MAX_UNITS_DRAWN]
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
+
     code = lab.model.encode(lab.shown[0])
     rows = []
     for unit, start, end in zip(order, low.tolist(), high.tolist()):
@@ -123,8 +130,8 @@ def bottleneck(lab, figure):
         moved[:, unit] = torch.linspace(start, end, 11)
         rows.append(lab.model.decode(moved))
 
-    captions = [figures.unit_caption(*numbers)
-                for numbers in zip(order, low, high, activity[order], importance[order])]
+    captions = [figures.unit_caption(*values)
+                for values in zip(order, low, high, activity[order], importance[order])]
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
     title = f"What each unit does on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
@@ -147,12 +154,17 @@ def print_numbers(what, numbers):
 
 
 def set_up(args):
-    """Return the Lab that `args` describe."""
+    """Return the Lab that the options `args` describe. Raises LabError, OSError."""
     device = choose_device(args.device)
     model = checkpoint.load_weights(args.load)
-    trained_on = checkpoint.training_set(args.load, model)
+    trained_on = checkpoint.dataset_trained_on(args.load, model)
     dataset, test_set = data.load(args.dataset or trained_on, args.data_dir, "test")
     model, images, labels = model.to(device), data.to_float(test_set.images.to(device)), test_set.labels
+
+    codes = model.encode(images)
+    if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
+        raise checkpoint.CheckpointError(f"{args.load} gives codes or outputs that are not finite: train the "
+                                         "network again with a lower --lr")
     shown, names = selection.select(args.index, model, images, labels)
 
     print(f"{dataset}: {len(images):,} test images through {args.load}, "
@@ -164,35 +176,39 @@ def set_up(args):
 
 @torch.inference_mode()
 def run(args):
-    """Put the weights through the tests that `args` name."""
+    """Put the weights through the tests that the options `args` choose."""
     cli.require_range("--noise", args.noise, 0, 10**6)
     cli.require_range("--steps", args.steps, 2, 100)
     cli.require_range("--seed", args.seed, 0, 2**63 - 1)
     lab = set_up(args)
     out = args.out or Path("outputs", lab.dataset)
     if args.explore:
-        return explore(lab, args, out)
+        explore(lab, args, out)
+    else:
+        run_tests(lab, args, out)
 
+
+def run_tests(lab, args, out):
+    """Write a figure per test to the folder `out`, and metrics.json if all tests run; show the figures."""
     tests = [STEPS[args.step]] if args.step else list(TESTS)
-    outputs = [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"])
-    for output in outputs:
-        files.require_writable(out / output)
+    for name in [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"]):
+        files.require_writable(out / name)
 
     pyplot = figures.interactive_pyplot() if has_display() and not args.no_show else None
-    numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
+    results = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
                "dataset": lab.dataset, "test_images": len(lab.images), "torch": torch.__version__,
                "python": platform.python_version()}
-    contents = []
+    contents = {}  # of each file
     for test in tests:
         figure = pyplot.figure(test) if pyplot else Figure()
-        numbers[test] = TESTS[test](lab, figure)
-        contents.append(figures.to_bytes(figure))
+        results[test] = TESTS[test](lab, figure)
+        contents[f"{test}.png"] = figures.to_bytes(figure)
     if not args.step:
-        contents.append(json.dumps(numbers, indent=2).encode() + b"\n")
+        contents["metrics.json"] = json.dumps(results, indent=2).encode() + b"\n"
 
-    for output, content in zip(outputs, contents):
-        files.write(out / output, content)
-    print(f"wrote {', '.join(outputs)} to {out}")
+    for name, content in contents.items():
+        files.write(out / name, content)
+    print(f"wrote {', '.join(contents)} to {out}")
     if pyplot:
         print("close the windows to end the command")
         pyplot.show()
@@ -240,7 +256,7 @@ def parse(argv):
 def main(argv=None):
     """Run the command with the options `argv`, by default the process's own."""
     with cli.errors_in_one_line("lab1.py"), exiting_on_signals():
-        return run(parse(argv))
+        run(parse(argv))
 
 
 if __name__ == "__main__":

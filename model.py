@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-INITIAL_CODE = 30.0  # of each bottleneck unit, around which it starts, if there are at most ...
-FULL_CODE_UNITS = 64  # ... this many; more units start lower
+INITIAL_CODE = 30.0  # the value around which each bottleneck unit starts
+FULL_CODE_UNITS = 64  # units of a larger bottleneck start lower
 
 
 class autoencoderMLP4Layer(nn.Module):
@@ -64,7 +64,7 @@ def start_from_mean(model, mean):
     model.fc4.bias.copy_(torch.logit(mean, eps=1e-3))
     model.fc4.weight.mul_(0.3)
 
-    model.fc2.bias.fill_(code)  # every unit is active on every image ...
-    model.fc2.weight.mul_(10)  # ... and tells them apart from the first step
+    model.fc2.bias.fill_(code)  # every unit is active on every image
+    model.fc2.weight.mul_(10)  # and differs from image to image from the first step
     model.fc3.weight.mul_(shrink)
     model.fc3.bias.copy_(-code * model.fc3.weight.sum(1))  # half of fc3's units are active on an image

@@ -56,20 +56,20 @@ def train_epoch(model, loader, optimizer, noise, job):
 
 
 def train(args, job):
-    """Train as `args` say. What ends the run early leaves its files as they were after a whole epoch."""
+    """Train with the options `args`. A run that ends early leaves its files as after its last whole epoch."""
     start = time.perf_counter()
     args, state = job.on_rank_0(settle_options, args, job.world_size)
     name, train_set, test_set = job.on_rank_0(data.load, args.dataset, args.data_dir, "train", "test")
     train_set, test_set = train_set.to(job.device), test_set.to(job.device)
-    test_part = test_set.part(job.rank, job.world_size)
-    files = run_files(args, name, job.rank)
+    files = files_of_run(args, name, job.rank)
     job.on_rank_0(files.require_writable)
     print(f"{name}: {len(train_set):,} training and {len(test_set):,} test images, on {job}")
 
     loader = data.batches(train_set, args.batch_size, args.seed, job.rank, job.world_size)
     model, optimizer, scheduler = build(args.bottleneck, train_set, args.init, args.lr, args.seed)
-    history = state["history"] if state else []
+    history = []
     if state:
+        history = state["history"]
         steps = len(history) * len(loader)
         checkpoint.restore(state, files.checkpoint, model, optimizer, scheduler, steps)
     network = DistributedDataParallel(model) if job.world_size > 1 else model
@@ -80,17 +80,18 @@ def train(args, job):
             for epoch in job.progress(len(history) + 1, args.epochs):
                 epoch_start = time.perf_counter()
                 loader.sampler.set_epoch(epoch)
-                torch.manual_seed(data.epoch_seed(args.seed * job.world_size + job.rank, epoch))  # noise
+                noise_seed = args.seed * job.world_size + job.rank
+                torch.manual_seed(data.epoch_seed(noise_seed, epoch))
                 loss = job.mean(train_epoch(network, loader, optimizer, args.noise, job))
                 require_finite(loss, model, epoch, args.lr)
+
                 learning_rate = optimizer.param_groups[0]["lr"]
                 scheduler.step(loss)
-
-                test_mse, _ = metrics.evaluate(model, test_part.in_order())
-                test_loss = job.mean(test_mse)
+                test_loss = evaluate(model, test_set, job)
                 history.append({"epoch": epoch, "loss": loss, "test_loss": test_loss,
                                 "learning_rate": learning_rate,
                                 "seconds": time.perf_counter() - epoch_start})
+
                 tqdm.write(f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  loss {loss:.4f}  "
                            f"test {test_loss:.4f}")
                 files.snapshot(model, optimizer, history, args)
@@ -114,8 +115,16 @@ def build(bottleneck, train_set, init="mean", lr=1e-3, seed=0):
     return model, optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min")
 
 
+def evaluate(model, test_set, job):
+    """Return the MSE over the whole test set, of which each process evaluates a part."""
+    part = test_set.part(job.rank, job.world_size)
+    mse, _ = metrics.evaluate(model, part.in_order())
+    weight = len(part) * job.world_size / len(test_set)  # the parts may differ by an image
+    return job.mean(weight * mse)
+
+
 def require_finite(loss, model, epoch, lr):
-    """Raise TrainingError where the loss or a weight is no longer a finite number."""
+    """Raise TrainingError if the loss or a weight is no longer a finite number."""
     broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     if broken or not math.isfinite(loss):
         what = f"{broken[0]} became NaN or infinite" if broken else f"the loss became {loss}"
@@ -143,8 +152,8 @@ def print_summary(model, train_set, test_set, history, start):
 def settle_options(args, world_size):
     """Return `args` with every option filled in, and the state of the run to resume, or None.
 
-    What was not given is as in the checkpoint, or else as in DEFAULTS. Raises UsageError and
-    CheckpointError.
+    An option that was not given has its value from the checkpoint or, without one, from DEFAULTS. Raises
+    UsageError and CheckpointError.
     """
     path = find_checkpoint(args) if args.resume else None
     state = load_state(path) if path else None
@@ -164,9 +173,9 @@ def settle_options(args, world_size):
 
 
 def find_checkpoint(args):
-    """Return the path of the checkpoint to resume, or None where there is none yet."""
+    """Return the path of the checkpoint to resume, or None if there is none yet."""
     names = [args.dataset] if args.dataset else ["mnist", "glyphs"]  # as data.load() tries them
-    paths = [run_files(args, name).checkpoint for name in names]
+    paths = [files_of_run(args, name).checkpoint for name in names]
     for path in paths:
         if path.exists():
             return path
@@ -184,24 +193,24 @@ def load_state(path):
 
 
 def require_ranges(options):
-    """Raise UsageError where a number is out of its range."""
+    """Raise UsageError if a number is out of its range."""
     cli.require_range("-z", options.bottleneck, 1, 784)
     cli.require_range("-e", options.epochs, 0, 10**9)
     cli.require_range("-b", options.batch_size, 1, 10**9)
     cli.require_range("--noise", options.noise, 0, 10**6)
-    cli.require_range("--lr", options.lr, 0, 10**38)
+    cli.require_range("--lr", options.lr, 0, 1e38)
     cli.require_range("--seed", options.seed, 0, 2**63 - 1)
 
 
-def run_files(args, dataset, rank=0):
-    """Return the RunFiles of a run on the data set of that name."""
+def files_of_run(args, dataset, rank=0):
+    """Return the RunFiles of a run on the data set named `dataset`."""
     folder = Path("outputs", dataset)
     return RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png", dataset,
                     DEFAULTS, rank)
 
 
 def parse(argv):
-    """Return the options of the command line; None where a checkpoint or DEFAULTS may fill them in."""
+    """Return the options of the command line; None for those that a checkpoint or DEFAULTS may fill in."""
     parser = cli.Parser("train.py", "Train the lab's autoencoder, 784-392-8-392-784, on MNIST.")
     add = parser.add_argument
     add("-z", "--bottleneck", type=int, metavar="N", help="units of the bottleneck (default: 8)")

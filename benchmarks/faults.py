@@ -319,7 +319,7 @@ def replaced_entries(divisor, rng, root):
         folder = Path(tempfile.mkdtemp(dir=root))
         torch.save(replaced(state, path, new), folder / "model.ckpt")
         try:
-            checkpoint.training_set(folder / "model.pth", model)  # as lab1.py does
+            checkpoint.dataset_trained_on(folder / "model.pth", model)  # as lab1.py does
         except Exception as error:
             yield f"FAULT: {what}, training_set() raises {error!r}"
         status, = wait(start_training(folder, *FILES, *DATA, "--resume", "-e", "3"))
@@ -377,7 +377,7 @@ def main():
     parser.add_argument("--only", default="", metavar="WORDS", help="checks with these words in their name")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a process with more can't be forked
+    torch.set_num_threads(1)  # a process with more cannot be forked
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     run_files.CHECKPOINT_SECONDS = 0
     figures.to_bytes(Figure())  # reads the fonts, for every fork

@@ -1,8 +1,8 @@
-"""What the two commands stand on, one file per duty."""
+"""What the two commands share, one file per duty."""
 
 
 class LabError(Exception):
-    """A mistake or a misfortune that the user is told in one line: what it is, and what to do."""
+    """An error that the user is told in one line: what is wrong, and what to do."""
 
     exit_status = 1
 

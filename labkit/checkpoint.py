@@ -18,16 +18,17 @@ from model import autoencoderMLP4Layer
 
 LEGACY_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch before 1.6 begins a file: no zip
 STATE_KEYS = ("model", "optimizer", "history", "settings")  # of a checkpoint
-HISTORY_ROW = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # an example
+HISTORY_ROW = {"epoch": 1, "loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # the types
+ADAM_LIMIT = 2**24  # Adam counts its steps in a float32, which stops growing here
 
 
 class CheckpointError(LabError):
-    """A file that is not what it should be; the text names the file, what was found and what was expected."""
+    """A file that is unusable; the text names the file and what is wrong with it or was expected."""
 
 
 def to_bytes(state):
     """Return `state` (tensors in dicts, lists and numbers) in torch.save's format."""
-    buffer = io.BytesIO()  # torch.save straight to a full disk ends in a RuntimeError without the reason
+    buffer = io.BytesIO()  # on a full disk, torch.save to a file raises a RuntimeError without the reason
     torch.save(state, buffer)
     return buffer.getvalue()
 
@@ -40,11 +41,11 @@ def checkpoint_path(weights):
 def read(path):
     """Return what torch.save wrote to `path`, on the CPU. Raises CheckpointError, OSError.
 
-    A zip archive stores a CRC-32 of every member, which torch.load does not compare: one flipped bit
-    would load as another weight. `weights_only` keeps pickles from calling anything but tensor builders.
+    The file is a zip archive with a checksum of every member, which torch.load does not compare: a flipped
+    bit would load as another weight. `weights_only` keeps pickles from running code.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path} is {'not a file' if Path(path).exists() else 'not there'}")
+        raise CheckpointError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
     content = Path(path).read_bytes()
     try:
         if not content.startswith(LEGACY_FORMAT):
@@ -53,18 +54,18 @@ def read(path):
             warnings.simplefilter("ignore")  # about what is refused below anyway
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} is damaged or no file of torch.save's ({error})") from error
+        raise CheckpointError(f"{path} is damaged, or not written by torch.save ({error})") from error
     except Exception as error:  # a hostile pickle can raise anything
         if "Unsupported" in str(error):
             raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
                                   "torch.save(model.state_dict(), ...)") from error
-        raise CheckpointError(f"{path} can't be read: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def require_checksums(content):
     """Raise BadZipFile unless the bytes are a zip archive as torch.save writes it, without a flipped bit."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(member.compress_type for member in archive.infolist()):  # a bomb: torch.save does not compress
+        if any(member.compress_type for member in archive.infolist()):  # torch.save never compresses: a bomb
             raise zipfile.BadZipFile("compressed members")
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
@@ -78,10 +79,10 @@ def load_weights(path):
     return model_from_state(read(path), path)
 
 
-def training_set(path, model):
+def dataset_trained_on(path, model):
     """Return the name of the data set that `model`, loaded from `path`, was trained on; None if unknown.
 
-    Known where the checkpoint beside `path` holds these very weights.
+    It is known if the checkpoint beside `path` holds these very weights.
     """
     try:
         state = read(checkpoint_path(path))
@@ -137,9 +138,9 @@ def require_tensor(tensor, expected, name):
 
 
 def require_like(found, expected, name):
-    """Raise CheckpointError unless `found` has the keys, types and lengths of `expected`, and no NaN.
+    """Raise CheckpointError unless `found` has the keys, types and tensor shapes of `expected`, and no NaN.
 
-    `name` says in the text which entry it is.
+    `name` says in the error which entry it is.
     """
     if isinstance(expected, torch.Tensor):
         return require_tensor(found, expected, name)
@@ -157,13 +158,13 @@ def require_like(found, expected, name):
 
 
 def load_checkpoint(path, options):
-    """Return the state of the run that `path` holds; its settings are of the types of `options`.
+    """Return the state of the run that `path` holds; its settings have the names and types of `options`.
 
     Raises CheckpointError, OSError.
     """
     state = read(path)
-    if not isinstance(state, dict) or set(state) != {*STATE_KEYS}:
-        raise CheckpointError(f"{path} is no checkpoint of train.py: expected {', '.join(STATE_KEYS)}")
+    if not isinstance(state, dict) or set(state) != set(STATE_KEYS):
+        raise CheckpointError(f"{path} is not a checkpoint of train.py: expected {', '.join(STATE_KEYS)}")
     require_like(state["settings"], options | {"dataset": ""}, f"{path}: settings")
     if not isinstance(state["history"], list):
         raise CheckpointError(f"{path}: history is of type {type(state['history']).__name__}; expected list")
@@ -180,26 +181,26 @@ def load_checkpoint(path, options):
 
 
 def restore(state, path, model, optimizer, scheduler, steps):
-    """Bring a fresh model, Adam and ReduceLROnPlateau to `state`, read from `path`, after so many steps.
+    """Bring a new model, Adam and ReduceLROnPlateau to `state`, read from `path`, of a run after `steps`.
 
-    A checkpoint holds Adam's moments alone: its settings, the scheduler's state and the learning rate follow
-    from the command's options and the losses. Raises CheckpointError.
+    Of Adam a checkpoint holds the moments alone: its settings, the scheduler's state and the learning rate
+    follow from the command's options and the losses. Raises CheckpointError.
     """
-    if steps > 0:  # a step without a gradient gives Adam the state that a checkpoint has to match
+    if steps > 0:  # a step with gradients of zero gives Adam a state of the shape that is expected
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
     for row in state["history"]:
         if row["learning_rate"] != optimizer.param_groups[0]["lr"]:
-            raise CheckpointError(f"{path}: history, epoch {row['epoch']} has another learning rate than its "
-                                  "losses lead to")
+            raise CheckpointError(f"{path}: history, epoch {row['epoch']} has another learning rate than "
+                                  "follows from its losses")
         scheduler.step(row["loss"])
 
     fresh = optimizer.state_dict()
     require_like(state["optimizer"], fresh["state"], f"{path}: optimizer")
     for parameter, moments in state["optimizer"].items():
-        if moments["step"] != steps or (moments["exp_avg_sq"] < 0).any():
+        if moments["step"] != min(steps, ADAM_LIMIT) or (moments["exp_avg_sq"] < 0).any():
             raise CheckpointError(f"{path}: optimizer, {parameter} is not of {steps} steps of Adam")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(fresh | {"state": state["optimizer"]})

@@ -1,4 +1,4 @@
-"""The command lines: options that both commands share, ranges, mistakes in one line, exit statuses."""
+"""The command line: options that both commands share, ranges, one-line errors, exit statuses."""
 
 import argparse
 import os
@@ -12,36 +12,36 @@ COMMANDS = """  python train.py -z 8 -e 50 -b 2048 -s model.pth -p loss.png
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose mistakes are UsageErrors, with the options that both commands share."""
+    """An ArgumentParser that raises UsageError for a mistake, with the options that both commands share."""
 
     def __init__(self, program, description):
         description += "\n\nThe two commands of the lab:\n\n" + COMMANDS
-        raw = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
-        super().__init__(prog=program, description=description, formatter_class=raw)
+        formatter = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
+        super().__init__(prog=program, description=description, formatter_class=formatter)
 
     def error(self, message):
         raise UsageError(message)
 
     def add_shared_options(self, datasets):
         self.add_argument("--dataset", choices=datasets,
-                          help="default: mnist, and glyphs where mnist is unavailable")
+                          help="default: mnist, and glyphs if mnist is unavailable")
         self.add_argument("--data-dir", default="data", metavar="DIR",
                           help="folder of the data sets, downloaded on first use (default: %(default)s)")
         self.add_argument("--device", metavar="NAME",
-                          help="cpu, cuda or cuda:1 (default: cuda where there is a GPU, else cpu)")
+                          help="cpu, cuda or cuda:1 (default: cuda if there is a GPU, else cpu)")
 
 
 def require_range(option, value, low, high):
-    """Raise UsageError unless `value` of `option` lies between `low` and `high`; NaN never does."""
+    """Raise UsageError unless the `value` of `option` lies between `low` and `high`; NaN never does."""
     if not low <= value <= high:
-        raise UsageError(f"{option} {value}: must be {low} or more, at most {high}")
+        raise UsageError(f"{option} {value}: must be between {low:,} and {high:,}")
 
 
 @contextmanager
 def errors_in_one_line(program):
     """Turn a LabError or OSError within the block into one line on stderr and an exit status.
 
-    Of several processes on a machine the first speaks for all.
+    Of several processes on a machine, only the first prints it.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def errors_in_one_line(program):
 
 
 def prepare_streams():
-    """Make stdout and stderr fit to print to: line by line, any character, even where they are closed."""
+    """Make stdout and stderr flush every line and take any character, even if they are closed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))

@@ -3,12 +3,13 @@
     name, train_set, test_set = load(None, "data", "train", "test")  # MNIST, or glyphs without it
     for images in batches(train_set.to(device), 2048, seed=0):       # float32 (2048, 784) in [0, 1]
 
-An image's way: gzipped IDX archive, one uint8 tensor of all images (N, 784) on the device, a shuffled
-index, one batch of float32. Resident bytes take a quarter of the memory of floats and train as fast.
+Four gzipped IDX archives become uint8 tensors of all images, (N, 784), on the device. A shuffled index
+picks the images of a batch, which alone become float32: bytes take a quarter of the memory and train as fast.
 """
 
 import gzip
 import math
+import os
 import socket
 import sys
 import zlib
@@ -25,19 +26,19 @@ FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"
 DATASETS = (*FOLDERS, "glyphs")
 ARCHIVES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
             "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
-MAX_BYTES = 1 << 30  # of an unpacked archive: a gzip file can claim any size
-TIMEOUT = 5  # seconds without an answer; torchvision tries two mirrors
+MAX_BYTES = 1 << 30  # of an unpacked archive: a gzip file can unpack to any size
+TIMEOUT = 5  # seconds to wait for each answer of a mirror
 
 
 class DataError(LabError):
-    """Images that cannot be used; the text says why and what to do."""
+    """Images that are unusable; the text says why and what to do."""
 
 
 class UnavailableError(DataError):
     """A data set that is neither on disk nor can be downloaded: the problem, and what to do."""
 
     def __init__(self, problem, cure):
-        super().__init__(problem, cure)  # as they are, or other processes could not unpickle them
+        super().__init__(problem, cure)  # unchanged, so that other processes can unpickle the error
         self.problem, self.cure = problem, cure
 
     def __str__(self):
@@ -57,19 +58,19 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, index):
-        return to_float(self.images.index_select(0, index))  # images[index]: 1 ms more a batch
+        return to_float(self.images.index_select(0, index))  # images[index] took 1 ms more per batch
 
     def to(self, device):
         """Return these Images on `device`."""
         return Images(self.images.to(device), self.labels.to(device))
 
     def part(self, rank, world_size):
-        """Return every world_size-th image from number `rank` on."""
+        """Return every world_size-th image, starting with number `rank`."""
         return Images(self.images[rank::world_size], self.labels[rank::world_size])
 
     def in_order(self):
         """Return an iterator over all images as batches of float32."""
-        return map(to_float, self.images.split(2_000))  # larger ones take a third longer, for new memory
+        return map(to_float, self.images.split(2_000))  # larger batches took a third longer
 
     def mean(self):
         """Return the mean image, float32 (784,) in [0, 1]."""
@@ -77,16 +78,16 @@ class Images(Dataset):
 
 
 def to_float(images):
-    """Return uint8 images in [0, 255] as float32 in [0, 1], any shape: the one place where this is done."""
-    return images.float().div_(255)  # in place: `/` takes new memory, up to 4 ms more per batch
+    """Return uint8 images in [0, 255], of any shape, as float32 in [0, 1]."""
+    return images.float().div_(255)  # in place: `/` took up to 4 ms more per batch, for new memory
 
 
 class ShuffledIndices(Sampler):
-    """An epoch's order as one index tensor per batch: a batch costs one gather, not 2,048 Python calls.
+    """An epoch's shuffled order, one index tensor per batch: one gather instead of 2,048 Python calls.
 
-    The order follows from `seed` and set_epoch() alone, the same on every device. Rank r of `world_size`
-    gets every world_size-th image of a batch from its r-th on. All ranks get equally many, so that of a
-    short last batch up to world_size - 1 images are left out.
+    The order depends on `seed` and set_epoch() alone and is the same on every device. Rank r gets every
+    world_size-th image of a batch, starting with its r-th. All ranks get equally many, so up to
+    world_size - 1 images of a short last batch are left out.
     """
 
     def __init__(self, dataset, batch_size, seed, rank=0, world_size=1):
@@ -111,7 +112,7 @@ class ShuffledIndices(Sampler):
 
 
 def epoch_seed(seed, epoch):
-    """Return the seed of one epoch, so that a resumed run draws the numbers of an undisturbed one."""
+    """Return the seed of one epoch, so that a resumed run draws the numbers of an uninterrupted one."""
     return (1_000_003 * seed + epoch) % 2**63
 
 
@@ -127,7 +128,7 @@ def batches(dataset, batch_size, seed, rank=0, world_size=1):
 def load(dataset, data_dir, *splits):
     """Return the name of the data set used, then the Images of each of `splits`, "train" or "test".
 
-    `dataset` is one of DATASETS, or None: MNIST, and glyphs with a warning where it is unavailable.
+    `dataset` is one of DATASETS, or None for MNIST, and glyphs with a warning if MNIST is unavailable.
     Raises DataError, OSError.
     """
     name = dataset or "mnist"
@@ -147,7 +148,7 @@ def load(dataset, data_dir, *splits):
 def load_archives(name, data_dir, splits):
     """Return the Images of each of `splits`; archives that are missing or damaged are downloaded first.
 
-    An unpacked file beside its archive is not read: nothing would say whether it is whole.
+    An unpacked file beside its archive is not read, since nothing tells whether it is complete.
     """
     raw = data_dir / FOLDERS[name] / "raw"
     tensors, missing, damaged = {}, [], []
@@ -166,7 +167,7 @@ def load_archives(name, data_dir, splits):
             raise
         except Exception as error:  # a download fails in many ways: HTTP, TLS, MD5, a full disk
             what = f"{damaged[0]} is damaged" if damaged else f"{name} is not in {data_dir}"
-            cure = f"delete {raw / damaged[0]}" if damaged else f"put its {len(missing)} archives into {raw}"
+            cure = f"replace {raw / damaged[0]}" if damaged else f"put its {len(missing)} archives into {raw}"
             reason = " ".join(str(error).split())[:80]
             raise UnavailableError(f"{what} and could not be downloaded ({reason})", cure) from error
         tensors |= {file: read_idx(raw / file) for file in missing + damaged}
@@ -177,8 +178,8 @@ def load_archives(name, data_dir, splits):
 def read_idx(path):
     """Return the uint8 tensor in a gzipped IDX file, whose checksum gzip compares.
 
-    IDX is MNIST's own format: two zeros, the type (8: uint8), the number of dimensions, the size of each in
-    four bytes, the values. Raises DataError, OSError.
+    IDX is MNIST's own format: two zero bytes, the type (8: uint8), the number of dimensions, four bytes for
+    the size of each, the values. Raises DataError, OSError.
     """
     try:
         with gzip.open(path) as file:
@@ -190,12 +191,12 @@ def read_idx(path):
     shape = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
     count = math.prod(shape)
     if content[:3] != b"\0\0\x08" or count == 0 or len(content) != header + count:
-        raise DataError(f"{path} is damaged (no IDX file of bytes)")
+        raise DataError(f"{path} is damaged (not an IDX file of bytes)")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
 
 
 def checked_images(images, labels, path):
-    """Return Images of two tensors, read from `path` and its neighbour, if they fit. Raises DataError."""
+    """Return Images of two tensors, read from `path` and its labels' file, if they fit. Raises DataError."""
     same_count = images.dim() == 3 and labels.shape == images.shape[:1]
     if not same_count or images.shape[1:] != (28, 28) or labels.max() > 9:
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
@@ -204,13 +205,13 @@ def checked_images(images, labels, path):
     return Images(images, labels.long())
 
 
-def download(name, raw, files):
-    """Download archives of a data set into the folder `raw`, each whole and with the right MD5 or not at all.
+def download(name, raw, archives):
+    """Download `archives` of a data set into the folder `raw`, each with the right MD5 or not at all.
 
-    Raises DataError for a torchvision that does not work, and whatever a download that fails raises.
+    Raises DataError if torchvision does not work, and whatever a failed download raises.
     """
     try:
-        from torchvision import datasets  # here: it takes longer to import than everything else
+        from torchvision import datasets  # here, because it takes seconds to import
     except ModuleNotFoundError as error:
         raise DataError(f"{error}: pip install -r requirements.txt") from error
     except (ImportError, RuntimeError) as error:  # RuntimeError: operator torchvision::nms does not exist
@@ -223,11 +224,11 @@ def download(name, raw, files):
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
     try:
         for file, md5 in source.resources:
-            if file in files:
+            if file in archives:
                 download_file([mirror + file for mirror in source.mirrors], raw / file, md5)
     finally:
         socket.setdefaulttimeout(timeout)
-        with suppress(OSError):  # of a folder with a file in it, which stays
+        with suppress(OSError):  # a folder with a file in it stays
             for folder in new_folders:
                 folder.rmdir()
 
@@ -240,9 +241,9 @@ def download_file(urls, path, md5):
     try:
         for url in urls:
             try:
-                with redirect_stdout(None):  # older torchvisions report there
-                    download_url(url, path.parent, part.name, md5)
-                return part.replace(path)
+                with redirect_stdout(None):  # where older torchvisions report
+                    download_url(url, part.parent, part.name, md5)
+                return part.replace(os.path.realpath(path))
             except Exception:
                 if url == urls[-1]:
                     raise

@@ -1,4 +1,4 @@
-"""Every picture: the loss curve, rows of images, what each unit does. Each is drawn into an empty Figure."""
+"""Every figure: the loss curve, rows of images, what each unit does. Each is drawn into an empty Figure."""
 
 import io
 import math
@@ -8,18 +8,18 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-MAX_HEIGHT = 10.2  # inches: a screen
+MAX_HEIGHT = 10.2  # inches, of a screen
 CAPTION_HEIGHT = 0.25
 
 
 def to_bytes(figure, format="png"):
-    """Return a Figure as the bytes of a file in one of matplotlib's formats. Raises ValueError for others."""
+    """Return a Figure as the bytes of a file in `format`, one of matplotlib's. Raises ValueError."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, dpi=150)
     return buffer.getvalue()
 
 
-def is_format(format):
+def can_write(format):
     """Return whether matplotlib can write `format`, "png" for example, on this machine."""
     try:
         return bool(to_bytes(Figure(), format))
@@ -35,7 +35,7 @@ def loss_curve(figure, history, dataset):
     title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after epoch {last['epoch']}"
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")
     epochs = [epoch["epoch"] for epoch in history]
-    marker = "." if len(history) < 10 else ""  # a line of one point cannot be seen
+    marker = "." if len(history) < 10 else ""  # without one, a line of one point is invisible
     axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label="training images")
     axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
     axes.set_xlim(0.5, last["epoch"] + 0.5)
@@ -47,41 +47,42 @@ def loss_curve(figure, history, dataset):
 
 
 def image_rows(figure, title, rows, captions, columns):
-    """Draw rows of grey images, (count, images per row, 784) in [0, 1], in at least so many columns.
+    """Draw rows of grey images, (count, images per row, 784) in [0, 1], with a caption above each.
 
-    More columns keep the figure from growing taller than a screen. Return the axes, one per row.
+    They stand in `columns`, or more if the figure would be taller than a screen. Return the axes of each row.
     """
     count, length, _ = rows.shape
-    width = 10 if count <= 30 else 16  # inches, as all that follows
+    width = 10 if count <= 30 else 16  # inches, as all sizes below
     title_height = 0.35 + 0.2 * title.count("\n")
     while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height:
         columns += 1
     height = rows_height(count, length, columns, width) + title_height
+    image_height = width / columns / length
+
     figure.set_size_inches(width, height)
-    figure.suptitle(title, y=1 - 0.1 / height, va="top")
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", parse_math=False)
     figure.subplots_adjust(
-        left=0.01, right=0.99, wspace=0.06, bottom=0.05 / height,
-        top=1 - (title_height + CAPTION_HEIGHT) / height,
-        hspace=CAPTION_HEIGHT / (width / columns / length))
-    fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # that fits into a column
+        left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
+        wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
+    fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
     pictures = pictures.transpose(1, 2).flatten(2).numpy(force=True)
     for number, (picture, caption) in enumerate(zip(pictures, captions), 1):
         axes = figure.add_subplot(math.ceil(count / columns), columns, number, xticks=[], yticks=[])
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(caption, fontsize=fontsize, pad=3)
+        axes.set_title(caption, fontsize=fontsize, pad=3, parse_math=False)
         axes.axis("off")
     return figure.axes
 
 
 def rows_height(count, length, columns, width):
-    """Return how high so many rows of images are in a figure of `width`, with their captions, in inches."""
+    """Return the height of `count` rows of `length` images with their captions in a figure of `width`."""
     return math.ceil(count / columns) * (width / columns / length + CAPTION_HEIGHT)
 
 
 def unit_caption(unit, low, high, activity, importance):
-    """Return what is written above the row of a unit of the bottleneck."""
+    """Return the caption of the row of a bottleneck unit."""
     if activity == 0:
         return f"unit {unit}: DEAD, active on no test image"
     return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.0%}, carries {importance:.0%}"
@@ -90,8 +91,8 @@ def unit_caption(unit, low, high, activity, importance):
 def unit_rows(figure, title, examples, rows, captions, positions):
     """Draw an image and its reconstruction, `examples` (2, 784), and below them what each unit does.
 
-    `rows` (units, images, 784) show it over the unit's range; `positions` (units,), from 0 to 1, are where
-    the image itself stands on them.
+    `rows` (units, images, 784) are outputs over the range of each unit; `positions` (units,), from 0 to 1,
+    are where in its range the image itself is.
     """
     _, length, pixels = rows.shape
     blank = torch.ones(1, length - 2, pixels, device=rows.device)
@@ -100,6 +101,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
     captions = ["input | output", *captions]
     first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)
+
     for axes, position in zip(unit_axes, positions.tolist()):
         axes.autoscale(False)
         x = 14.5 + 30 * (length - 1) * min(max(position, 0), 1)  # an image and its gap are 30 pixels wide
@@ -107,7 +109,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
 
 
 def interactive_pyplot():
-    """Return matplotlib.pyplot where it opens windows, else None."""
+    """Return matplotlib.pyplot if it opens windows here, else None."""
     import matplotlib.pyplot as plt
     from matplotlib.backends.registry import BackendFilter, backend_registry
 

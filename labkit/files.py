@@ -1,4 +1,4 @@
-"""Files written atomically: each is at any moment absent, its old self or complete."""
+"""Files written atomically: each is absent, unchanged or complete at any moment."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def temporary_path(path):
 def require_writable(path):
     """Make the folder of `path`; raise OSError unless a file can be written there.
 
-    For use before the work: afterwards it would be lost.
+    For use before the work, which would be lost otherwise.
     """
     path = Path(path)
     if not path.name or (path.exists() and not path.is_file()):  # /dev/null would be replaced

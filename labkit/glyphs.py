@@ -14,7 +14,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono"
 def load(split):
     """Return the images of "train" or "test", uint8 (N, 28, 28), and their labels, int64 (N,).
 
-    Deterministic: each split has a seed of its own.
+    They are the same every time: each split has a fixed seed.
     """
     generator = torch.Generator().manual_seed(list(SIZES).index(split))
     return warp(stencils(), SIZES[split], generator)
@@ -23,9 +23,9 @@ def load(split):
 def stencils():
     """Return every digit in every font, float32 (10 * fonts, 1, 56, 56) in [0, 1], digit by digit.
 
-    As in MNIST, a digit fills 20 of 28 pixels and sits in the middle; twice the size leaves detail to warp.
+    As in MNIST, a digit fills 20 of 28 pixels, here twice the size for the detail, and sits in the middle.
     """
-    import matplotlib  # here, with Pillow: not needed for MNIST
+    import matplotlib  # here, like Pillow, since MNIST does not need it
     from PIL import ImageFont
 
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -47,9 +47,9 @@ def stencil(digit, font):
 
 
 def warp(stencils, count, generator):
-    """Return `count` stencils chosen and warped at random, uint8 (count, 28, 28), and their labels.
+    """Return `count` stencils, chosen and warped at random, uint8 (count, 28, 28), and their labels.
 
-    Affine, then elastic, as Simard et al. enlarged MNIST: "Best Practices for Convolutional Neural Networks
+    The warps are affine and elastic, as in Simard et al., "Best Practices for Convolutional Neural Networks
     Applied to Visual Document Analysis" (2003).
     """
     labels = torch.randint(10, (count,), generator=generator)
@@ -71,8 +71,8 @@ def random_grid(count, generator):
     angle, shear = uniform(-0.25, 0.25), uniform(-0.3, 0.3)
     width, height = uniform(0.85, 1.25), uniform(0.85, 1.1)
     cos, sin = angle.cos(), angle.sin()
-    rows = [width * cos, shear - sin, uniform(-0.1, 0.1), sin, height * cos, uniform(-0.1, 0.1)]
-    affine = torch.stack(rows, 1).view(count, 2, 3)
+    entries = [width * cos, shear - sin, uniform(-0.1, 0.1), sin, height * cos, uniform(-0.1, 0.1)]
+    affine = torch.stack(entries, 1).view(count, 2, 3)
     grid = F.affine_grid(affine, (count, 1, 28, 28), align_corners=False)
 
     bends = torch.randn(count, 2, 5, 5, generator=generator) * 0.09

@@ -1,6 +1,6 @@
 """One process of a run: its device, its rank among the others, its signals.
 
-A run is one process, or several that torchrun starts; it tells each its rank in the environment.
+A run is one process, or several that torchrun starts and tells their ranks in the environment.
 """
 
 import os
@@ -21,33 +21,36 @@ class DeviceError(UsageError):
 
 
 class ProcessError(LabError):
-    """Processes that were not started as torchrun does it, or that lost one another."""
+    """Processes that were not started by torchrun, or that lost one another."""
 
 
 class Stopped(LabError):
     """SIGINT or SIGTERM ended the training."""
 
-    def __init__(self, number):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command with --resume goes on "
-                         "from what was written")
-        self.exit_status = 128 + number
+    def __init__(self, signum):
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command with --resume to "
+                         "continue")
+        self.exit_status = 128 + signum
 
 
 def ranks():
-    """Return rank, local rank and world size as torchrun set them; 0, 0, 1 without. Raises ProcessError."""
+    """Return rank, local rank and world size as torchrun set them; 0, 0, 1 without it.
+
+    Raises ProcessError.
+    """
     try:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if world_size == 1:
             return 0, 0, 1
         return int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), world_size
     except (KeyError, ValueError) as error:
-        raise ProcessError(f"WORLD_SIZE is set, but not as torchrun does it ({error}): unset it") from error
+        raise ProcessError(f"WORLD_SIZE is set, but not by torchrun ({error}): unset it") from error
 
 
 def choose_device(name=None):
-    """Return torch.device(name), known to work; None: a GPU where there is one, else the CPU.
+    """Return torch.device(name), known to work. Raises DeviceError.
 
-    Of several processes each gets a GPU of its own. Raises DeviceError.
+    Without a name it is a GPU if there is one, else the CPU. Each of several processes gets its own GPU.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -77,31 +80,32 @@ def has_display():
 
 @contextmanager
 def handling_signals(handler):
-    """Within the block, SIGINT and SIGTERM call `handler(number, frame)`."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Within the block, SIGINT and SIGTERM call `handler(signum, frame)`."""
+    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        for signum, old in before.items():
+            signal.signal(signum, old)
 
 
 def exiting_on_signals():
-    """Within the block, SIGINT and SIGTERM end the process quietly; what has begun is cleaned up."""
-    return handling_signals(lambda number, _: sys.exit(128 + number))
+    """Within the block, SIGINT and SIGTERM end the process quietly; unfinished files are removed."""
+    return handling_signals(lambda signum, _: sys.exit(128 + signum))
 
 
 class Job:
-    """This process among the `world_size` of the run, and its `device`. Within `with` they are connected.
+    """This process: its `rank` among the `world_size` processes of the run, and its `device`.
 
-    Rank 0 speaks: the others print nothing to stdout. Raises DeviceError and ProcessError.
+    Within `with` the processes are connected, and only rank 0 prints to stdout. Raises DeviceError and
+    ProcessError.
     """
 
     def __init__(self, device=None):
         self.rank, _, self.world_size = ranks()
         self.device = choose_device(device)
-        self.signal = None  # that came to this process
-        self.agreed_signal = None  # that all processes know of
+        self.received_signal = None  # by this process
+        self.agreed_signal = None  # known to all processes
 
     def __enter__(self):
         torch.set_flush_denormal(True)  # Adam's moments of pixels that are always 0 would slow a CPU down
@@ -120,8 +124,10 @@ class Job:
             reason = str(error).partition("\n")[0]
             raise ProcessError(f"process {self.rank} failed or lost another, "
                                f"what was saved can be resumed: {reason}") from error
-        time.sleep(0.1)  # in which gloo's threads let go of their last tensors, for which they need the GIL:
-        dist.destroy_process_group()  # in PyTorch 2.6 it waits for them and holds the GIL
+
+        # PyTorch 2.6 holds the GIL while it waits for gloo's threads, which need the GIL to end.
+        time.sleep(0.1)
+        dist.destroy_process_group()
 
     def connect(self):
         """Open the process group. Raises ProcessError."""
@@ -130,15 +136,15 @@ class Job:
         try:
             with handling_signals(signal.SIG_DFL):  # Python's handlers wait until the others are there
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        except (RuntimeError, ValueError) as error:  # no address, a port in use, nobody there
+        except (RuntimeError, ValueError) as error:  # no address, a port in use, no answer
             reason = str(error).partition("\n")[0]
-            raise ProcessError(f"the {self.world_size} processes do not find each other: {reason}") from error
+            raise ProcessError(f"the {self.world_size} processes did not connect: {reason}") from error
 
     def __str__(self):
         return f"{self.device}" + (f" x {self.world_size}" if self.world_size > 1 else "")
 
     def on_rank_0(self, function, *args):
-        """Call `function(*args)` on rank 0 alone; return or raise in every process what came of it."""
+        """Call `function(*args)` on rank 0 alone; every process returns its result or raises its error."""
         result = error = None
         if self.rank == 0:
             try:
@@ -161,10 +167,10 @@ class Job:
 
     @contextmanager
     def deferring_signals(self):
-        """Within the block, SIGINT and SIGTERM are noted for check_stop() and do nothing else."""
+        """Within the block, SIGINT and SIGTERM are only noted, for check_stop()."""
 
-        def note(number, _):
-            self.signal = number
+        def note(signum, _):
+            self.received_signal = signum
 
         with handling_signals(note):
             yield
@@ -172,12 +178,12 @@ class Job:
     def check_stop(self):
         """Raise Stopped after a signal.
 
-        Of several processes none may stop for a signal that it alone knows of: the others would wait for it
-        for ever. They stop, after a whole epoch, for one that they agreed on.
+        One of several processes must not stop for a signal that it alone received: the others would wait for
+        it for ever. They stop after an epoch, when all of them know of it.
         """
-        number = self.signal if self.world_size == 1 else self.agreed_signal
-        if number:
-            raise Stopped(number)
+        signum = self.received_signal if self.world_size == 1 else self.agreed_signal
+        if signum:
+            raise Stopped(signum)
 
     def mean(self, loss):
         """Return the mean of a scalar tensor over the processes, a float."""
@@ -186,8 +192,8 @@ class Job:
         return loss.item() / self.world_size
 
     def agree_on_signal(self):
-        """Let check_stop() stop all processes for a signal that came to any of them."""
+        """Let check_stop() stop all processes for a signal that any of them received."""
         if self.world_size > 1:
-            number = torch.tensor(self.signal or 0, device=self.device)
-            dist.all_reduce(number, dist.ReduceOp.MAX)
-            self.agreed_signal = number.item()
+            signum = torch.tensor(self.received_signal or 0, device=self.device)
+            dist.all_reduce(signum, dist.ReduceOp.MAX)
+            self.agreed_signal = signum.item()

@@ -1,17 +1,17 @@
-"""Numbers: MSE, PSNR, PCA, active units, what a unit carries. Images are float32 (N, pixels) in [0, 1]."""
+"""Numbers: MSE, PSNR, PCA, live units, their importance. Images are float32 (N, pixels) in [0, 1]."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 
-NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # that denoising() compares
-IMPORTANCE_DECODINGS = 80_000  # images decoded to measure importance: all 10,000 of MNIST's for 8 units
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # compared by denoising()
+IMPORTANCE_DECODINGS = 80_000  # images decoded to measure importance: MNIST's 10,000 for each of 8 units
 
 
 def psnr(mse):
     """Return the peak signal-to-noise ratio in dB for an MSE of images in [0, 1]: -10 log10(MSE)."""
-    return -10 * math.log10(max(mse, 1e-12))  # JSON knows no infinity
+    return -10 * math.log10(max(mse, 1e-12))  # JSON has no infinity
 
 
 def mse_per_image(outputs, images):
@@ -21,8 +21,9 @@ def mse_per_image(outputs, images):
 
 @torch.no_grad()
 def evaluate(model, batches):
-    """Return the MSE over all images of `batches`, a scalar tensor, and on what fraction of them each unit
-    is active (> 0), (N_bottleneck,).
+    """Return the MSE over all images of `batches`, a scalar tensor, and the activity of each unit.
+
+    The activity, (N_bottleneck,), is the fraction of the images on which a unit is above 0.
     """
     error = active = count = 0
     for images in batches:
@@ -34,7 +35,7 @@ def evaluate(model, batches):
 
 
 def constant_mse(image, batches):
-    """Return the MSE over all images of `batches` of a network that paints `image`, (pixels,), for each."""
+    """Return the MSE over all images of `batches` of a network whose output is always `image`, (pixels,)."""
     errors = torch.cat([mse_per_image(image, images) for images in batches])
     return errors.mean().item()
 
@@ -42,16 +43,16 @@ def constant_mse(image, batches):
 def pca_mse(images, components):
     """Return the MSE of the best linear code of `components` numbers on `images`.
 
-    The residual variance of a PCA of these very images: no linear autoencoder of that size can do better on
-    them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
+    It is the variance that a PCA of these very images leaves out: no linear autoencoder of that size can do
+    better on them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
     """
-    variances = torch.linalg.eigvalsh(images.T.cov().cpu().double())  # ascending
-    residual = variances[: max(0, len(variances) - components)].sum().item()
-    return residual * (1 - 1 / len(images)) / images.shape[1]
+    covariance = images.T.cov(correction=0)
+    variances = torch.linalg.eigvalsh(covariance.cpu().double()).flip(0)  # descending
+    return variances[components:].sum().item() / images.shape[1]
 
 
 def reconstruction(model, images, labels):
-    """Return the MSE and PSNR of `model` and of PCA on all images, and the MSE of each digit, as a dict."""
+    """Return the MSE and PSNR of `model` and of PCA on `images`, and the MSE of each digit, as a dict."""
     errors = mse_per_image(model(images), images)
     mse, pca = errors.mean().item(), pca_mse(images, model.fc2.out_features)
     digits = {digit: errors[labels == digit].mean().item() for digit in labels.unique().tolist()}
@@ -60,9 +61,9 @@ def reconstruction(model, images, labels):
 
 
 def denoising(model, images, noise, seed):
-    """Return the MSE and PSNR of all images with `noise` * N(0, 1) added, before and after `model`.
+    """Return the MSE and PSNR of `images` with `noise` * N(0, 1) added, before and after `model`, as a dict.
 
-    A dict, with the MSE for other levels of noise, too. Noisy images are not clipped, as in the lab.
+    It has the MSE at other levels of noise, too. Noisy images are not clipped to [0, 1].
     """
     normal = normal_like(images, seed)
     noisy = images + noise * normal
@@ -79,10 +80,10 @@ def normal_like(images, seed):
 
 
 def importance(model, codes, images):
-    """Return what fraction of the reconstruction each unit carries, (N_bottleneck,); the sum is 1, or 0.
+    """Return the importance of each unit, (N_bottleneck,); the sum is 1, or 0 if all units are dead.
 
-    A unit's importance is the rise of the MSE when it is held at its mean over `codes` (N, N_bottleneck) and
-    the others are left as they are. More than 8 units are measured on fewer images, the first ones.
+    It is how much the MSE rises when the unit is held at its mean over `codes`, (N, N_bottleneck), divided by
+    the sum of these rises. More than 8 units are measured on the first images alone.
     """
     means = codes.mean(0)
     count = IMPORTANCE_DECODINGS // codes.shape[1]

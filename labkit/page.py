@@ -1,4 +1,4 @@
-"""Puts a model into page.html: one file to play with, which needs nothing and makes no requests."""
+"""The page to play with a model: page.html and the model in one file, which makes no requests."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ PER_DIGIT, WORST = 30, 20  # test images in the page
 
 
 class PageError(LabError):
-    """A model that the page cannot show."""
+    """A model that the page cannot show; the text says why."""
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name):
 
     `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9, `importance`
     (N_bottleneck,) fractions that sum to 1, or all 0; `dataset` and `weights_name` are shown as they are.
-    Raises PageError for more than MAX_UNITS units, and for a model whose codes are not finite.
+    Codes and outputs must be finite. Raises PageError for more than MAX_UNITS units.
     """
     units = model.fc2.out_features
     if units > MAX_UNITS:
@@ -33,8 +33,6 @@ def explore_page(model, images, labels, importance, dataset, weights_name):
 
     codes = model.encode(images)
     errors = mse_per_image(model.decode(codes), images)
-    if not codes.isfinite().all():
-        raise PageError("some codes are infinite: train the network anew with a lower --lr")
     chosen, worst = choose(labels, errors)
     centre, axes, variance = map_axes(codes)
     data = {
@@ -58,7 +56,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name):
 
 
 def choose(labels, errors):
-    """Return the test images to embed, ascending, and the worst of them, the worst first, both as indices."""
+    """Return the indices of the test images to embed, ascending, and of the worst of them, worst first."""
     worst = errors.argsort(descending=True)[:WORST].tolist()
     first = [(labels == digit).nonzero()[:PER_DIGIT, 0].tolist() for digit in range(10)]
     return sorted(set(worst).union(*first)), worst
@@ -67,7 +65,7 @@ def choose(labels, errors):
 def map_axes(codes):
     """Return the centre of `codes`, (N, units), two axes, (2, units), and their fraction of the variance.
 
-    The axes are the first two principal components; up to two units are their own axes.
+    The axes are the first two principal components; one or two units are axes themselves.
     """
     units = codes.shape[1]
     if units <= 2:
@@ -75,14 +73,15 @@ def map_axes(codes):
     centre = codes.double().mean(0)
     variances, directions = torch.linalg.eigh((codes - centre).T.cov())  # ascending
     axes = directions[:, [-1, -2]].T
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the sign would be chance
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    axes = axes * largest.sign()  # otherwise the sign would be left to chance
     return centre, axes, (variances[-2:].sum() / variances.sum().clamp(min=1e-12)).item()
 
 
 def pack_floats(values):
-    """Return floats in base64, the upper three bytes of each float32, rounded: 16 bits of fraction.
+    """Return floats in base64, of each float32 the upper three bytes, rounded: 15 bits of its fraction.
 
-    Float16 has 10, and its file would be 2 MB instead of 2.9 MB for 8 units.
+    Float16 has 10; with it the page of 8 units would have 2 MB instead of 2.9 MB.
     """
     rounded = values.float().cpu().contiguous().view(torch.int32) + 128
     return pack_bytes(torch.stack([rounded >> 8, rounded >> 16, rounded >> 24], -1).to(torch.uint8))
@@ -94,7 +93,7 @@ def pack_bytes(values):
 
 
 def fill(template, data):
-    """Return the page with `data` in it; nothing but its own script and style, by their hashes, may run."""
+    """Return the page with `data` in it. Nothing but its own script and style may run, by their hashes."""
     for tag in ("script", "style"):
         text = re.search(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1]
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

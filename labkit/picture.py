@@ -3,8 +3,8 @@
     image = read_picture("my7.png")  # float32 (784,), ready for model(image)
 
 "Normalized to fit in a 20x20 pixel box while preserving their aspect ratio", then centred in 28 x 28 "by
-computing the center of mass of the pixels" (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist). So
-prepare() leaves an image of MNIST as it is: 9,997 of the 10,000 test images.
+computing the center of mass of the pixels" (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist).
+prepare() follows them so closely that it leaves 9,997 of MNIST's 10,000 test images as they are.
 """
 
 import warnings
@@ -16,13 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from labkit import LabError
 
 MOST_PIXELS = 50_000_000
-WORKING_SIZE = 400  # averaged down to this first: the grain of a photograph goes, the strokes stay
-FAINT = 0.1  # of the darkest ink; below it lie the texture of paper and the ringing of JPEG
-LEAST_CONTRAST = 0.1  # of the way from black to white
+WORKING_SIZE = 400  # pixels to which pictures are reduced: the grain of a photograph goes, strokes stay
+LEAST_CONTRAST = 0.1  # of the strongest ink to its paper; less is a blank page
+LEAST_SIGNAL = 8  # the strongest ink in units of the paper's grain; less is a blank page
+FAINT = 0.1  # of the strongest ink; below it lie the texture of paper and the ringing of JPEG
 
 
 class PictureError(LabError):
-    """A picture that can't be used; the text is one line that names the file and says what to do."""
+    """A picture that is unusable; the text names the file and says what to do."""
 
 
 def read_picture(path):
@@ -32,7 +33,7 @@ def read_picture(path):
     """
     ink = find_ink(load_grey(path))
     if ink is None:
-        raise PictureError(f"{path}: no ink in it: draw with a thick pen, in clear contrast to the paper")
+        raise PictureError(f"{path} has no ink in it: draw with a thick pen, in clear contrast to the paper")
     return prepare(ink).flatten()
 
 
@@ -73,33 +74,35 @@ def load_grey(path):
     """Return the picture at `path` as grey, float64 (H, W) from 0, black, to 1. Raises PictureError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd headers: the picture can be read, or it is an error
+            warnings.simplefilter("ignore")  # about odd headers of pictures that can be read
             with Image.open(path) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError
                 return to_grey(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
-        reason = f"more than {MOST_PIXELS // 10**6} million pixels: scale it down"
+        reason = f"has more than {MOST_PIXELS // 10**6} million pixels: scale it down"
     except FileNotFoundError:
-        reason = "not there: check the name"
+        reason = "does not exist: check the name"
     except UnidentifiedImageError:
-        reason = "not a picture that can be read: save it as PNG or JPEG"
-    except Exception as error:  # of a damaged file, Pillow's decoders raise whatever they run into
-        reason = getattr(error, "strerror", None) or "damaged or cut short: save it again"
-    raise PictureError(f"{path}: {reason}")
+        reason = "is not a picture that can be read: save it as PNG or JPEG"
+    except Exception as error:  # a damaged file makes Pillow's decoders raise anything
+        cause = getattr(error, "strerror", None)
+        reason = f"cannot be read: {cause}" if cause else "is damaged or cut short: save it again"
+    raise PictureError(f"{path} {reason}")
 
 
 def to_grey(image):
-    """Return a Pillow image on white as grey, float64 (H, W) in [0, 1], both at most WORKING_SIZE."""
-    if image.mode.startswith("I"):
-        image, white = image.convert("I").convert("F"), 65535  # 16 bits: convert("L") would cut them off
+    """Return a Pillow image, on white, as grey float64 (H, W) in [0, 1], both at most WORKING_SIZE."""
+    if image.mode.startswith("I"):  # 16 bits, which convert("L") would cut off
+        image, dtype, white = image.convert("I").convert("F"), torch.float32, 65535
     else:
-        image, white = image.convert("RGBA"), 255
+        image, dtype, white = image.convert("RGBA"), torch.uint8, 255
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("L")
+
     scale = WORKING_SIZE / max(image.size)
     if scale < 1:
         image = image.resize([max(1, round(scale * size)) for size in image.size], Image.Resampling.BOX)
-    dtype = torch.float32 if image.mode == "F" else torch.uint8
+
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=dtype)
     return pixels.view(image.height, image.width).double() / white
 
@@ -107,27 +110,35 @@ def to_grey(image):
 def find_ink(grey):
     """Return the ink in `grey`, (H, W), from 0, paper, to 1, the strongest; None if there is none."""
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if border.median() < grey.quantile(torch.tensor([0.001, 0.999], dtype=grey.dtype)).mean():
-        grey = 1 - grey  # light on dark: as if dark on light
-    ink = 1 - grey / paper(grey).clamp(min=0.05)  # a quotient: half the light halves ink and paper
-    ink = ink - ink.median()
+    darkest, lightest = grey.quantile(0.001), grey.quantile(0.999)
+    if border.median() < (darkest + lightest) / 2:  # light ink on dark paper
+        grey = 1 - grey
 
-    strongest, grain = ink.quantile(0.999), 1.5 * ink.abs().median()
-    if strongest < max(LEAST_CONTRAST, 8 * grain):
+    ink = 1 - grey / paper(grey).clamp(min=0.05)  # a quotient: in a shadow both are darker
+    ink = ink - ink.median()
+    strongest = ink.quantile(0.999)
+    grain = 1.5 * ink.abs().median()  # the standard deviation of the paper: most pixels have no ink
+    if strongest < max(LEAST_CONTRAST, LEAST_SIGNAL * grain):
         return None
-    ink = (ink / strongest).clamp(0, 1)
-    reach = max(grey.shape) // 50 + 1
-    near_stroke = F.max_pool2d((ink > 0.5).double()[None], 2 * reach + 1, stride=1, padding=reach)[0] > 0
-    return ink.where(near_stroke & (ink > max(FAINT, 5 * grain / strongest)), 0)
+
+    strength = (ink / strongest).clamp(0, 1)
+    strong = (strength > 0.5).double()
+    reach = max(grey.shape) // 50 + 1  # pixels that the edge of a stroke may be wide
+    near_strong = F.max_pool2d(strong[None], 2 * reach + 1, stride=1, padding=reach)[0] > 0
+    faintest = max(FAINT, 5 * grain / strongest)
+    return strength.where(near_strong & (strength > faintest), 0)
 
 
 def paper(grey):
-    """Return how light the paper of `grey`, (H, W), is at each pixel: what is dark and narrow goes."""
-    window = max(grey.shape) // 4 // 2 * 2 + 1  # odd, and wider than any stroke
+    """Return how light the paper of `grey`, (H, W), is at each pixel: a closing removes the dark strokes."""
+    reach = max(grey.shape) // 8  # so that the window is wider than a stroke
+    window = 2 * reach + 1
 
-    def lightest(x):
-        for kernel in ((window, 1), (1, window)):
-            x = F.max_pool2d(x, kernel, stride=1, padding=[k // 2 for k in kernel])
-        return x
+    def maximum(x):
+        x = F.max_pool2d(x, (window, 1), stride=1, padding=(reach, 0))
+        return F.max_pool2d(x, (1, window), stride=1, padding=(0, reach))
 
-    return -lightest(-lightest(grey[None]))[0]  # a closing: maximum, then minimum
+    def minimum(x):
+        return -maximum(-x)
+
+    return minimum(maximum(grey[None]))[0]

@@ -1,4 +1,4 @@
-"""The files of a training run: they show it as it was after its last whole epoch."""
+"""The files of a training run, which show it as it was after its last whole epoch."""
 
 import copy
 import csv
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from labkit import LabError, UsageError, checkpoint, figures, files
 
-CHECKPOINT_SECONDS = 5  # between two checkpoints, or an epoch if that is longer; one takes 0.02 s
+CHECKPOINT_SECONDS = 5  # at least, between two checkpoints; writing one takes 0.02 s
 
 
 class SaveError(LabError):
@@ -28,11 +28,12 @@ class RunFiles:
 
     def __init__(self, weights, plot, dataset, options, rank=0):
         self.weights, self.checkpoint = Path(weights), checkpoint.checkpoint_path(weights)
-        self.plot, self.csv = Path(plot), Path(f"{Path(plot)}".removesuffix(Path(plot).suffix) + ".csv")
-        self.dataset, self.options, self.rank = dataset, options, rank
+        self.plot = Path(plot)
+        self.csv = self.plot.parent / f"{self.plot.stem}.csv"
         self.format = self.plot.suffix[1:].lower() or "png"
+        self.dataset, self.options, self.rank = dataset, options, rank
         self.state = None
-        self.saved_at = -math.inf
+        self.last_attempt = -math.inf  # to write the checkpoint, in seconds
         self.warned = False
 
     def require_writable(self):
@@ -40,9 +41,9 @@ class RunFiles:
         paths = self.weights, self.checkpoint, self.plot, self.csv
         if len({os.path.realpath(path) for path in paths}) < len(paths):
             raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need "
-                             "names of their own")
-        if not figures.is_format(self.format):
-            raise UsageError(f"-p {self.plot}: no format that matplotlib can write here, "
+                             "four different names")
+        if not figures.can_write(self.format):
+            raise UsageError(f"-p {self.plot}: not a format that matplotlib can write here, "
                              "try .png, .pdf or .svg")
         for path in paths:
             files.require_writable(path)
@@ -56,8 +57,8 @@ class RunFiles:
                                         "history": history, "settings": settings})
 
     def write_checkpoint(self):
-        """Write the checkpoint if the last one is CHECKPOINT_SECONDS old; warn once where that fails."""
-        if self.rank > 0 or time.monotonic() - self.saved_at < CHECKPOINT_SECONDS:
+        """Write the checkpoint if the last one is CHECKPOINT_SECONDS old; warn once if that fails."""
+        if self.rank > 0 or time.monotonic() - self.last_attempt < CHECKPOINT_SECONDS:
             return
         try:
             files.write(self.checkpoint, checkpoint.to_bytes(self.state))
@@ -66,7 +67,7 @@ class RunFiles:
                 print(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a checkpoint",
                       file=sys.stderr)
             self.warned = True
-        self.saved_at = time.monotonic()
+        self.last_attempt = time.monotonic()
 
     def write_all(self):
         """Write every file, the loss curve and its numbers once there are any. Raises SaveError."""
@@ -88,7 +89,8 @@ class RunFiles:
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         if failed:
-            raise SaveError(f"{'; '.join(failed)}: the old files are kept; make room and run it again")
+            raise SaveError(f"{'; '.join(failed)}: the old files are kept; fix that and run it again")
+
         done, epochs = len(self.state["history"]), self.state["settings"]["epochs"]
         print(f"wrote {', '.join(map(str, contents))} after {done} of {epochs} epochs")
 

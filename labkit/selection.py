@@ -1,4 +1,4 @@
-"""Which images lab1.py shows: the words of -i, and the images that they name."""
+"""The images that lab1.py shows: what the words of -i choose."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PER_WORD = 10  # images for worst, best and digit=7
 
 
 def select(words, model, images, labels):
-    """Return the images that the words of -i name, float32 (n, 784), and a name for each.
+    """Return the images that `words`, the arguments of -i, choose, float32 (n, 784), and a name for each.
 
     `images` (N, 784) and `labels` (N,) are the test set. Raises UsageError and PictureError.
     """
@@ -25,13 +25,14 @@ def select(words, model, images, labels):
 
 
 def parse_words(words, labels, errors):
-    """Return what the words of -i name, as a list: indices of test images and paths of pictures.
+    """Return what `words` choose, as a list of indices of test images and paths of pictures.
 
-    No words: the first image of every digit. `errors` are the test images' MSE, for "worst" and "best"
-    alone. Raises UsageError.
+    Without words it is the first image of every digit. `errors` are the MSE of the test images, needed for
+    "worst" and "best" alone. Raises UsageError.
     """
     if not words:
         return [(labels == digit).nonzero()[0].item() for digit in labels.unique()]
+
     chosen = []
     for word in words:
         if word in ("worst", "best"):
@@ -43,15 +44,15 @@ def parse_words(words, labels, errors):
         else:
             found = [word] if Path(word).suffix or Path(word).is_file() else []
         if not found:
-            raise UsageError(f"-i {word}: takes indices from 0 to {len(labels) - 1}, worst, best, "
-                             "digit=0 ... digit=9, and picture files")
+            raise UsageError(f"-i {word}: expected an index from 0 to {len(labels) - 1}, worst, best, "
+                             "digit=0 ... digit=9 or a picture file")
         chosen += found
 
     if len(chosen) > MAX_SHOWN:
-        raise UsageError(f"-i names {len(chosen)} images: a figure shows {MAX_SHOWN} at the most")
+        raise UsageError(f"-i chooses {len(chosen)} images: a figure shows at most {MAX_SHOWN}")
     return chosen
 
 
 def test_image_name(labels, index):
-    """Return what a test image is called: its digit and its index."""
+    """Return the name of a test image in figures: its digit and its index."""
     return f"{labels[index]}, image {index}"

@@ -52,9 +52,9 @@ def weights_with(**changes):
 
 
 STRANGE = {
-    "nothing": (b"", "damaged or no file"),
-    "a text": (b"fc1.weight = 0\n", "damaged or no file"),
-    "another archive": (zipped({"readme": "hello"}), "can't be read"),
+    "nothing": (b"", "damaged, or not written by"),
+    "a text": (b"fc1.weight = 0\n", "damaged, or not written by"),
+    "another archive": (zipped({"readme": "hello"}), "cannot be read"),
     "a pickled module": (Report(), "ask its author for torch.save"),
     "a tensor": (torch.zeros(3), "holds Tensor; expected fc1.weight"),
     "an empty dictionary": ({}, "holds nothing; expected fc1.weight"),
@@ -157,10 +157,18 @@ def test_a_run_is_restored_bit_by_bit(good, tmp_path):
         assert all(moments[name].equal(tensor) for name, tensor in good["optimizer"][number].items())
 
 
+def test_adam_counts_to_2_to_the_24_and_a_longer_run_goes_on(good, tmp_path):
+    steps = 2**24  # the largest that its float32 reaches by adding 1
+    moments = {number: entry | {"step": torch.tensor(float(steps))} for number, entry in
+               good["optimizer"].items()}
+    run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
+    checkpoint.restore(good | {"optimizer": moments}, "long.ckpt", *run, steps=steps + 100)
+
+
 ABSENT = object()
 NAN = float("nan")
 WRONG = {  # the path of an entry, what it becomes, what is said about it
-    "no history": (("history",), ABSENT, "is no checkpoint of train.py: expected model, optimizer, history"),
+    "no history": (("history",), ABSENT, "is not a checkpoint of train.py: expected model, optimizer"),
     "history of text": (("history",), ["0.1"], "history, epoch 1 is of type str; expected dict"),
     "history a number": (("history",), 3, "history is of type int; expected list"),
     "loss NaN": (("history", 1, "loss"), NAN, "history, epoch 2, loss is nan; expected a finite number"),
@@ -210,7 +218,7 @@ def test_a_wrong_entry_of_a_checkpoint_is_refused_by_its_name(path, value, words
 
 
 def test_weights_are_no_checkpoint(weights):
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of train.py"):
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of train.py"):
         load_checkpoint(weights)
 
 
@@ -224,12 +232,12 @@ def run_weights(good, tmp_path):
 
 def test_the_training_set_is_known_where_the_checkpoint_holds_these_very_weights(run_weights, tmp_path):
     model = checkpoint.load_weights(run_weights)
-    assert checkpoint.training_set(run_weights, model) == "kmnist"
-    assert checkpoint.training_set(tmp_path / "other.pth", model) is None  # no checkpoint there
+    assert checkpoint.dataset_trained_on(run_weights, model) == "kmnist"
+    assert checkpoint.dataset_trained_on(tmp_path / "other.pth", model) is None  # no checkpoint there
     with torch.no_grad():
         model.fc1.bias[0] += 1e-3
-    assert checkpoint.training_set(run_weights, model) is None
-    assert checkpoint.training_set(run_weights, autoencoderMLP4Layer(N_bottleneck=5)) is None
+    assert checkpoint.dataset_trained_on(run_weights, model) is None
+    assert checkpoint.dataset_trained_on(run_weights, autoencoderMLP4Layer(N_bottleneck=5)) is None
 
 
 NO_CHECKPOINTS = [3, [], {}, {"model": {}}, {"settings": {"dataset": "mnist"}}, {"settings": None}]
@@ -238,10 +246,10 @@ NO_CHECKPOINTS = [3, [], {}, {"model": {}}, {"settings": {"dataset": "mnist"}}, 
 @pytest.mark.parametrize("content", NO_CHECKPOINTS, ids=repr)
 def test_a_strange_checkpoint_says_nothing_about_the_training_set(content, run_weights):
     torch.save(content, run_weights.with_suffix(".ckpt"))
-    assert checkpoint.training_set(run_weights, checkpoint.load_weights(run_weights)) is None
+    assert checkpoint.dataset_trained_on(run_weights, checkpoint.load_weights(run_weights)) is None
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", 3])
 def test_a_training_set_of_another_name_is_unknown(dataset, good, run_weights):
     torch.save(good | {"settings": {"dataset": dataset}}, run_weights.with_suffix(".ckpt"))
-    assert checkpoint.training_set(run_weights, checkpoint.load_weights(run_weights)) is None
+    assert checkpoint.dataset_trained_on(run_weights, checkpoint.load_weights(run_weights)) is None

@@ -20,12 +20,12 @@ def python(code, shell="", **environment):
 
 
 @pytest.mark.parametrize("error, status, line", [
-    (UsageError("-z 0: must be 1 or more"), 2, "train.py: -z 0: must be 1 or more (see --help)"),
+    (UsageError("-z 0: no"), 2, "train.py: -z 0: no (see --help)"),
     (LabError("two\nlines"), 1, "train.py: two lines"),
     (Stopped(signal.SIGINT), 130,
-     "train.py: stopped by SIGINT; the same command with --resume goes on from what was written"),
+     "train.py: stopped by SIGINT; run the same command with --resume to continue"),
     (Stopped(signal.SIGTERM), 143,
-     "train.py: stopped by SIGTERM; the same command with --resume goes on from what was written"),
+     "train.py: stopped by SIGTERM; run the same command with --resume to continue"),
     (OSError(28, "No space left on device", "a.pth"), 1,
      "train.py: [Errno 28] No space left on device: 'a.pth'"),
 ])
@@ -55,7 +55,7 @@ def test_of_several_processes_on_a_machine_the_first_speaks(capsys, monkeypatch)
 def test_ranges_hold_their_ends_and_no_nan(value, fits):
     if fits:
         return cli.require_range("-z", value, 1, 784)
-    with pytest.raises(UsageError, match="^-z .*: must be 1 or more, at most 784$"):
+    with pytest.raises(UsageError, match="^-z .*: must be between 1 and 784$"):
         cli.require_range("-z", value, 1, 784)
 
 

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import re
 import socket
 import subprocess
 import sys
@@ -145,12 +146,23 @@ def test_the_callers_socket_time_out_survives_a_download(served, archives, mirro
 def test_damaged_archives_are_mended_by_a_download_or_named(archives, mirror, tmp_path):
     raw = tmp_path / "data/MNIST/raw"
     put(raw, archives | {TEST_IMAGES: b"<html>404 not found</html>"})
-    with pytest.raises(data.DataError, match=f"^{TEST_IMAGES} is damaged .*: delete .*{TEST_IMAGES}, or"):
+    with pytest.raises(data.DataError, match=f"^{TEST_IMAGES} is damaged .*: replace .*{TEST_IMAGES}, or"):
         data.load("mnist", tmp_path / "data", "test")
     assert (raw / TEST_IMAGES).read_bytes().startswith(b"<html>")
     put(mirror, archives)
     assert len(data.load("mnist", tmp_path / "data", "test")[1]) == 10
     assert (raw / TEST_IMAGES).read_bytes() == archives[TEST_IMAGES]
+
+
+def test_a_damaged_archive_behind_a_link_is_mended_where_it_lies(archives, mirror, tmp_path):
+    raw, elsewhere = tmp_path / "data/MNIST/raw", tmp_path / "elsewhere" / TEST_IMAGES
+    put(raw, archives)
+    put(elsewhere.parent, {TEST_IMAGES: b"damaged"})
+    (raw / TEST_IMAGES).unlink()
+    (raw / TEST_IMAGES).symlink_to(elsewhere)
+    put(mirror, archives)
+    assert len(data.load("mnist", tmp_path / "data", "test")[1]) == 10
+    assert (raw / TEST_IMAGES).is_symlink() and elsewhere.read_bytes() == archives[TEST_IMAGES]
 
 
 def test_a_half_unpacked_file_is_never_read(archives, tmp_path):
@@ -200,7 +212,7 @@ def test_wrong_files_are_named_in_one_line(file, content, words, archives, silen
     put(tmp_path / "data/MNIST/raw", archives | {file: gzip.compress(content)})
     with pytest.raises(data.DataError, match=words) as error:
         data.load("mnist", tmp_path / "data", "test")
-    assert "\n" not in str(error.value) and "delete" in str(error.value)
+    assert "\n" not in str(error.value) and re.search("delete|replace", str(error.value))
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_the_cure(tmp_path, monkeypatch):

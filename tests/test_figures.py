@@ -42,11 +42,11 @@ def test_one_epoch_is_a_point_that_can_be_seen():
 
 
 def test_captions_and_images_appear_as_given():
-    figure, captions = Figure(), ["7, image 0", "ü", "a $ and a _"]
+    figure, captions = Figure(), ["7, image 0", "ü", r"a $\no$ formula.png"]
     rows = torch.rand(3, 2, 784, generator=torch.Generator().manual_seed(0))
-    figures.image_rows(figure, "Input | output", rows, captions, columns=2)
+    figures.image_rows(figure, r"Input | output of $\no$ formula", rows, captions, columns=2)
     assert [axes.get_title() for axes in figure.axes] == captions
-    assert figure.get_suptitle() == "Input | output"
+    assert figure.get_suptitle() == r"Input | output of $\no$ formula"
     for axes, row in zip(figure.axes, rows):
         picture = torch.as_tensor(axes.images[0].get_array())
         assert picture[:, 1:29].equal(row[0].view(28, 28))
@@ -71,8 +71,8 @@ def test_each_unit_has_a_row_and_a_mark_where_the_image_stands():
 
 
 def test_formats_are_those_that_matplotlib_can_write():
-    assert figures.is_format("png") and figures.is_format("svg") and figures.is_format("pdf")
-    assert not figures.is_format("xyz") and not figures.is_format("")
+    assert figures.can_write("png") and figures.can_write("svg") and figures.can_write("pdf")
+    assert not figures.can_write("xyz") and not figures.can_write("")
     assert bytes(figures.to_bytes(Figure(), "svg")).startswith(b"<?xml")
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import FAST, ROOT, SMALL, free_port, history, same_weights, with_signal
 
 import train
-from labkit import LabError, job
+from labkit import LabError, checkpoint, data, job, metrics
 
 TWO = ("train.py", *FAST, "-b", "510")
 
@@ -30,9 +30,9 @@ def test_rank_without_world_size_is_an_ordinary_single_process(folder, monkeypat
 
 
 @pytest.mark.parametrize("environment, words", [
-    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not as torchrun does it ('RANK'): unset it"),
-    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is set, but not as torchrun does it (invalid literal"),
-    ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but not as torchrun does it ('LOCAL_RANK')"),
+    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not by torchrun ('RANK'): unset it"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is set, but not by torchrun (invalid literal"),
+    ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but not by torchrun ('LOCAL_RANK')"),
 ])
 def test_an_environment_that_torchrun_did_not_set_is_named(environment, words, folder, monkeypatch, refused):
     for name, value in environment.items():
@@ -102,11 +102,26 @@ def test_two_processes_train_the_network_that_one_trains(start_job, folder):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
 
 
+ODD = """
+from labkit import glyphs
+load = glyphs.load
+glyphs.load = lambda split: [tensor[1:] for tensor in load(split)]
+"""
+
+
+def test_the_test_loss_of_two_processes_is_that_of_the_whole_test_set(start_job, folder):
+    assert [rank.end()[0] for rank in start_job(*TWO, "-e", "1", setups=(ODD, ODD))] == [0, 0]
+    images = data.load("glyphs", None, "test")[1].images[1:]  # 599: the two evaluate 300 and 299
+    with torch.inference_mode():
+        mse = metrics.mse_per_image(checkpoint.load_weights("model.pth")(images / 255), images / 255).mean()
+    assert history("model.ckpt")[0]["test_loss"] == pytest.approx(mse.item(), rel=1e-6)
+
+
 def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(start_job, folder):
     ranks = start_job(*TWO, "-e", "9", "--noise", "0.1", setups=("", TERMINATED))
     status, out, err = ranks[0].end()
     assert status == 143
-    assert re.fullmatch("train.py: stopped by SIGTERM; the same command with --resume .*\n", err)
+    assert re.fullmatch("train.py: stopped by SIGTERM; run the same command with --resume .*\n", err)
     assert "epoch 2/9" in out and "epoch 3/9" not in out
     assert out.endswith("wrote model.pth, model.ckpt, loss.png, loss.csv after 2 of 9 epochs\n")
     assert ranks[1].end() == (143, "", "")
@@ -169,7 +184,7 @@ train.main()
     finally:
         process.kill()
     assert process.returncode != 0
-    assert err.count("train.py: stopped by SIGINT; the same command with --resume goes on") == 1
+    assert err.count("train.py: stopped by SIGINT; run the same command with --resume to continue") == 1
     done = len(history("model.ckpt"))
     assert done >= 2 and f"after {done} of 100000 epochs" in out
     train.main([*FAST, "--resume", "-e", str(done + 1)])

@@ -185,7 +185,7 @@ def test_of_a_large_bottleneck_some_units_are_drawn(weights):
     images, figure = data.to_float(test.images), Figure()
     lab = lab1.Lab(model, "glyphs", images, test.labels, images[:1], ["0"], noise=0.2, steps=8, seed=0)
     assert len(lab1.bottleneck(lab, figure)["importance_of_each_unit"]) == 40
-    assert len(figure.axes) == 1 + lab1.UNITS_DRAWN
+    assert len(figure.axes) == 1 + lab1.MAX_UNITS_DRAWN
 
 
 def test_the_checkpoints_data_set_is_used_unless_another_is_given_explicitly(folder, capsys):
@@ -250,22 +250,24 @@ def test_a_signal_leaves_nothing_behind(what, weights, start, folder):
 
 
 MISTAKES = [
-    (["-l", "missing.pth"], "missing.pth is not there", 1),
+    (["-l", "missing.pth"], "missing.pth does not exist", 1),
     (["-l", "folder"], "folder is not a file", 1),
-    (["-l", "text.pth"], "text.pth is damaged or no file of torch.save's", 1),
+    (["-l", "text.pth"], "text.pth is damaged, or not written by torch.save", 1),
     (["-l", "other.pth"], "expected fc1.weight", 1),
+    (["-l", "huge.pth"], "huge.pth gives codes or outputs that are not finite: train", 1),
+    (["-l", "huge.pth", "--explore"], "huge.pth gives codes or outputs that are not finite: train", 1),
     (["--out", "text.pth"], "text.pth", 1),
     (["--out", "taken"], "taken/metrics.json is not a regular file", 1),
     (["--explore", "--out", "text.pth"], "text.pth", 1),
-    (["-i", "600"], "-i 600: takes indices from 0 to 599, worst, best, digit=0", 2),
-    (["-i", "-1"], "-i -1: takes indices", 2),
-    (["-i", "digit=x"], "-i digit=x: takes", 2),
-    (["-i", "digit=11"], "-i digit=11: takes", 2),
-    (["-i", *map(str, range(101))], "-i names 101 images: a figure shows 100 at the most", 2),
-    (["-i", "missing.png"], "missing.png: not there: check the name", 1),
-    (["-i", "text.pth"], "text.pth: not a picture that can be read", 1),
-    (["--noise", "-1"], "--noise -1.0: must be 0 or more", 2),
-    (["--steps", "1"], "--steps 1: must be 2 or more", 2),
+    (["-i", "600"], "-i 600: expected an index from 0 to 599, worst, best, digit=0", 2),
+    (["-i", "-1"], "-i -1: expected an index", 2),
+    (["-i", "digit=x"], "-i digit=x: expected", 2),
+    (["-i", "digit=11"], "-i digit=11: expected", 2),
+    (["-i", *map(str, range(101))], "-i chooses 101 images: a figure shows at most 100", 2),
+    (["-i", "missing.png"], "missing.png does not exist: check the name", 1),
+    (["-i", "text.pth"], "text.pth is not a picture that can be read", 1),
+    (["--noise", "-1"], "--noise -1.0: must be between 0 and ", 2),
+    (["--steps", "1"], "--steps 1: must be between 2 and ", 2),
     (["--step", "7"], "invalid choice: 7", 2),
 ]
 
@@ -278,6 +280,8 @@ def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, wei
     (folder / "folder").mkdir()
     (folder / "taken/metrics.json").mkdir(parents=True)
     torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pth")
+    huge = {"fc2.bias": torch.full((8,), 100.0), "fc3.weight": torch.full((392, 8), 1e38)}
+    torch.save(Report().state_dict() | huge, "huge.pth")
     before = sorted(folder.rglob("*"))
     for test in lab1.TESTS:
         monkeypatch.setitem(lab1.TESTS, test, lambda *_: pytest.fail("the work has begun"))

@@ -298,6 +298,19 @@ def test_noise_is_added_and_the_mse_is_that_to_the_clean_image(open_page):
     assert 0.2 < noise.std() < 0.6 and abs(noise.mean()) < 0.1  # 0.5, cut off at black and white
 
 
+def test_the_images_held_and_aimed_at_are_shown_with_the_noise_that_was_encoded(open_page):
+    browser = open_page()
+
+    def shown(name):
+        return numbers(browser, f"element('{name}').getContext('2d').getImageData(0, 0, 28, 28).data")
+
+    drag(browser, find(browser, "noise"), [(0.03, 0.5), (0.5, 0.5)])
+    noisy = shown("input")
+    assert shown("to").equal(noisy)
+    press(browser, "h", Keys.ARROW_RIGHT)
+    assert shown("from").equal(noisy) and not shown("to").equal(noisy)
+
+
 def test_interpolation_plays_from_the_image_held_to_the_input(open_page):
     browser = open_page()
     press(browser, "5", "h")

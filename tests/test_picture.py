@@ -124,7 +124,7 @@ def test_a_picture_that_cannot_be_used_is_refused_in_one_line(tmp_path):
     Image.fromarray(noise.astype("uint8")).save(tmp_path / "paper.jpg")
     for name, width in (("large.png", 8000), ("larger.png", 10_000), ("huge.png", 30_000)):
         write_header(tmp_path / name, (width, width))
-    refused = {"missing.png": "not there", "text.png": "not a picture",
+    refused = {"missing.png": "does not exist", "text.png": "not a picture",
                "cut.png": "damaged", "cut.jpg": "damaged",
                "large.png": "50 million", "larger.png": "50 million", "huge.png": "50 million",
                "blank.png": "no ink", "pale.png": "no ink", "paper.jpg": "no ink"}

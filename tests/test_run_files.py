@@ -83,6 +83,6 @@ def test_where_the_files_go(weights, plot, csv):
 @pytest.mark.parametrize("weights, plot", [("a.png", "a.png"), ("a.pth", "a.ckpt"), ("a.csv", "a.png"),
                                            ("a.pth", "./a.pth"), ("a.pth", "loss.csv")])
 def test_files_need_names_of_their_own(weights, plot, folder):
-    with pytest.raises(UsageError, match="need names of their own"):
+    with pytest.raises(UsageError, match="need four different names"):
         run_files.RunFiles(weights, plot, "mnist", train.DEFAULTS).require_writable()
     assert os.listdir(folder) == []

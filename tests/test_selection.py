@@ -28,14 +28,14 @@ def test_without_words_each_digit_there_is_shown_once():
 
 @pytest.mark.parametrize("word", ["40", "-1", "digit=x", "digit=11", "digit=", "seven"])
 def test_words_that_name_nothing_are_refused(word, folder):
-    with pytest.raises(UsageError, match=f"^-i {word}: takes indices from 0 to 39, worst, best, digit=0"):
+    with pytest.raises(UsageError, match=f"^-i {word}: expected an index from 0 to 39, worst, best, digit=0"):
         selection.parse_words([word], LABELS, ERRORS)
 
 
 def test_more_than_100_images_are_refused():
     words = ["0"] * 100
     assert len(selection.parse_words(words, LABELS, ERRORS)) == 100
-    with pytest.raises(UsageError, match="-i names 101 images: a figure shows 100 at the most"):
+    with pytest.raises(UsageError, match="-i chooses 101 images: a figure shows at most 100"):
         selection.parse_words([*words, "1"], LABELS, ERRORS)
 
 

@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(number, start, folder):
         assert status == -number and err == "" and done >= 1 and not (folder / "model.pth").exists()
     else:
         assert status == 128 + number and done == 3 == len(epochs_of("loss.csv"))
-        stopped = f"train.py: stopped by {number.name}; the same command with --resume goes on .*\n"
+        stopped = f"train.py: stopped by {number.name}; run the same command with --resume to continue\n"
         assert re.fullmatch(stopped, err)
         assert out.endswith("wrote model.pth, model.ckpt, loss.png, loss.csv after 3 of 9 epochs\n")
         assert (folder / "model.pth").exists() and (folder / "loss.png").exists()
@@ -227,27 +227,27 @@ def test_a_full_disk_is_a_warning_in_between_and_an_error_at_the_end(folder, cap
 
 
 MISTAKES = [
-    (["-z", "0"], "-z 0: must be 1 or more", 2),
+    (["-z", "0"], "-z 0: must be between 1 and ", 2),
     (["-z", "eight"], "invalid int value: 'eight'", 2),
-    (["-b", "0"], "-b 0: must be 1 or more", 2),
-    (["-e", "-1"], "-e -1: must be 0 or more", 2),
-    (["--noise", "-1"], "--noise -1.0: must be 0 or more", 2),
-    (["--lr", "nan"], "--lr nan: must be 0 or more", 2),
-    (["--seed", "-1"], "--seed -1: must be 0 or more", 2),
+    (["-b", "0"], "-b 0: must be between 1 and ", 2),
+    (["-e", "-1"], "-e -1: must be between 0 and ", 2),
+    (["--noise", "-1"], "--noise -1.0: must be between 0 and ", 2),
+    (["--lr", "nan"], "--lr nan: must be between 0 and ", 2),
+    (["--seed", "-1"], "--seed -1: must be between 0 and ", 2),
     (["--device", "abacus"], "--device abacus is unavailable: Expected one of cpu, cuda", 2),
     (["--dataset", "imagenet"], "invalid choice: 'imagenet'", 2),
     (["--epoch-count", "3"], "unrecognized arguments: --epoch-count", 2),
-    (["-p", "loss.xyz"], "no format that matplotlib can write", 2),
-    (["-s", "same.png", "-p", "./same.png"], "need names of their own", 2),
+    (["-p", "loss.xyz"], "not a format that matplotlib can write", 2),
+    (["-s", "same.png", "-p", "./same.png"], "need four different names", 2),
     (["-s", "."], "not a regular file", 1),
     (["-s", "x" * 250], "File name too long", 1),
-    (["-b", "99999999999999999999"], "at most 1000000000", 2),
+    (["-b", "99999999999999999999"], "must be between 1 and 1,000,000,000", 2),
     (["-s", "file/model.pth"], "file", 1),
     (["-s", "folder"], "folder is not a regular file", 1),
     (["-p", "/dev/null"], "/dev/null is not a regular file", 1),
     (["-p", "folder"], "folder is not a regular file", 1),
     (["-p", "notes.png"], "notes.csv is not a regular file", 1),
-    (["--resume", "-s", "text.pth"], "text.ckpt is damaged or no file of torch.save's", 1),
+    (["--resume", "-s", "text.pth"], "text.ckpt is damaged, or not written by torch.save", 1),
     (["--dataset", "mnist", "--data-dir", "nowhere"], "mnist is not in nowhere and could not be", 1),
 ]
 
