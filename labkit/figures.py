@@ -22,7 +22,7 @@ def to_bytes(figure, format="png"):
 def can_write(format):
     """Return whether matplotlib can write `format`, "png" for example, on this machine."""
     try:
-        return bool(to_bytes(Figure(), format))
+        return bool(to_bytes(Figure((1, 1)), format))
     except (ValueError, RuntimeError, OSError):
         return False
 

@@ -6,11 +6,9 @@ import resource
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 from multiprocessing import forkserver, get_context
 from pathlib import Path
-from threading import Timer
 
 os.environ["MPLBACKEND"] = "agg"  # no test opens a window
 
@@ -24,8 +22,8 @@ from labkit import data, glyphs
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # two threads wait for each other for seconds where somebody else computes, too
-SMALL = {"train": 2000, "test": 600}
-FAST = ("--dataset", "glyphs", "-b", "512", "-s", "model.pth", "-p", "loss.png")  # train.py on small images
+SMALL = {"train": 1000, "test": 300}
+FAST = ("--dataset", "glyphs", "-b", "256", "-s", "model.pth", "-p", "loss.png")  # train.py on small images
 
 # Commands run in forks of one process that has imported what takes seconds to import.
 FORKS = get_context("forkserver")
@@ -67,16 +65,17 @@ def small_files():
 
 
 class Command:
-    """`python SCRIPT ARGS` in a process of its own on small glyphs, without a display.
+    """`python SCRIPT ARGS` in a process of its own in the current folder, on small glyphs, without a display.
 
     `setup` is Python to run before the script, `environment` what to set, `encoding` that of stdout, None
     for a closed one.
     """
 
     def __init__(self, drawings, script, *args, setup="", environment=None, encoding="utf-8"):
+        self.folder = Path.cwd()
         streams = [FORKS.Pipe(duplex=False) for _ in range(2)]
         task = (drawings, [str(ROOT / script), *map(str, args)], setup, environment or {}, encoding,
-                os.getcwd())
+                self.folder)
         self.process = FORKS.Process(target=run_command, args=(*task, *(writer for _, writer in streams)))
         self.process.start()
         self.pid = self.process.pid
@@ -85,25 +84,19 @@ class Command:
         self.stdout, self.stderr = (open(os.dup(reader.fileno())) for reader, _ in streams)
 
     def end(self):
-        """Wait for the end; return the exit status, negative for a signal, and what was not read yet."""
-        hanging = Timer(60, self.process.kill)
-        hanging.start()
-        out, err = self.stdout.read(), self.stderr.read()
+        """Wait for the end; return the exit status, negative for a signal, stdout and stderr."""
+        self.process.join(60)
+        assert not self.process.is_alive(), "it has not ended after a minute"
+        return self.process.exitcode, self.stdout.read(), self.stderr.read()
+
+    def stop(self):
+        """End the process."""
+        self.process.kill()
         self.process.join()
-        hanging.cancel()
-        return self.process.exitcode, out, err
-
-
-def start_fresh(code, *args, **options):
-    """Start Python with `code` on small glyphs in a process that has imported nothing."""
-    start = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-             f"from labkit import glyphs; glyphs.SIZES = {SMALL}\n")
-    return subprocess.Popen([sys.executable, "-c", start + code, *map(str, args)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def run_command(drawings, argv, setup, environment, encoding, cwd, stdout, stderr):
-    """Become the process of a Command."""
+    """Run the script in this process, as Command describes it."""
     os.setsid()
     os.chdir(cwd)
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
@@ -155,8 +148,7 @@ def start(drawings, folder):
 
     yield start
     for command in commands:
-        command.process.kill()
-        command.process.join()
+        command.stop()
 
 
 def free_port():

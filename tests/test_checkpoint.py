@@ -1,11 +1,13 @@
 import copy
+import hashlib
+import json
 import pickle
 import random
 import zipfile
 
 import pytest
 import torch
-from conftest import FAST, Report
+from conftest import FAST, ROOT, Report
 from damage import Hostile, damaged, zipped
 
 import train
@@ -83,6 +85,21 @@ def test_strange_files_are_refused_in_one_line(content, words, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=words) as refusal:
         checkpoint.load_weights(path)
     assert "\n" not in str(refusal.value) and str(path) in str(refusal.value)
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    with pytest.raises(checkpoint.CheckpointError, match=r"bomb.pth is damaged.*\(compressed members\)"):
+        checkpoint.load_weights(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("folder", ["outputs/reference", "outputs/reference/denoiser"])
+def test_the_reference_weights_are_those_of_the_reference_numbers(folder):
+    weights = ROOT / folder / "model.pth"
+    assert checkpoint.load_weights(weights).fc2.out_features == 8
+    numbers = json.loads((ROOT / folder / "metrics.json").read_text())
+    assert numbers["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_no_code_in_a_file_is_run(tmp_path):
@@ -187,7 +204,7 @@ WRONG = {  # the path of an entry, what it becomes, what is said about it
     "weights NaN": (("model", "fc1.bias"), torch.full((392,), NAN), "fc1.bias holds NaN or infinite"),
     "another data set": (("settings", "dataset"), "imagenet", "settings, dataset is 'imagenet'"),
     "another start": (("settings", "init"), "zero", "settings, init is 'zero'"),
-    "a truth for a number": (("settings", "seed"), True, "settings, seed is of type bool; expected int"),
+    "a bool for an int": (("settings", "seed"), True, "settings, seed is of type bool; expected int"),
     "no moments": (("optimizer",), {}, "optimizer has other entries than 0, 1, 2"),
     "moments a list": (("optimizer",), [], "optimizer is of type list; expected dict"),
     "moment of another shape": (("optimizer", 0, "exp_avg"), torch.zeros(3),

@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import FAST, ROOT
 
 import lab1
 import train
 from labkit import LabError, UsageError, cli
 from labkit.job import Stopped
+from model import autoencoderMLP4Layer
 
 
 def python(code, shell="", **environment):
@@ -80,16 +82,21 @@ def test_streams_take_any_character_and_may_be_closed():
     assert python(f"{STREAMS}; print('here', file=sys.stderr)", "2>&-") == (0, b"digits/\xc3\xbc.pth\n", b"")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", None])
-def test_commands_print_to_any_stdout(encoding, start, folder):
-    options = ["-e", "0", "-s", "gerät.pth"]
-    status, out, err = start("train.py", *FAST, *options, encoding=encoding).end()
-    assert status == 0 and err == "" and (folder / "gerät.pth").exists()
-    assert ("wrote ger\\xe4t.pth" in out) == (encoding == "ascii")
-    options = ["-l", "gerät.pth", "--dataset", "glyphs", "--step", "4", "--out", "out"]
-    status, out, err = start("lab1.py", *options, encoding=encoding).end()
-    assert status == 0 and (folder / "out/reconstruction.png").exists()
-    assert ("through ger\\xe4t.pth" in out) == (encoding == "ascii")
+def test_commands_print_to_any_stdout(start, folder):
+    torch.save(autoencoderMLP4Layer().state_dict(), "gerät.pth")
+    commands = {}
+    for encoding in ("ascii", None):
+        training = start("train.py", *FAST, "-e", "0", "-s", f"ü{encoding}.pth", encoding=encoding)
+        options = ("-l", "gerät.pth", "--dataset", "glyphs", "--step", "4", "--out", f"{encoding}")
+        commands[encoding] = training, start("lab1.py", *options, encoding=encoding)
+
+    for encoding, (training, lab) in commands.items():
+        status, out, err = training.end()
+        assert status == 0 and err == "" and (folder / f"ü{encoding}.pth").exists()
+        assert ("wrote \\xfcascii.pth" in out) == (encoding == "ascii")
+        status, out, err = lab.end()
+        assert status == 0 and (folder / f"{encoding}/reconstruction.png").exists()
+        assert ("through ger\\xe4t.pth" in out) == (encoding == "ascii")
 
 
 def test_a_closed_pipe_ends_a_command_quietly():

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 
 import pytest
@@ -16,20 +17,22 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_other(tmp_path, small_file
 
 
 def test_two_processes_that_write_one_file_leave_one_whole_file(tmp_path):
-    path, contents = tmp_path / "file", (b"a" * 3_000_000, b"b" * 3_000_000)
-    writers = []
-    for content in contents:
-        writers.append(os.fork())
-        if writers[-1] == 0:
-            for _ in range(30):
-                files.write(path, content)
-            os._exit(0)
-    seen = set()
+    path, contents = tmp_path / "file", (b"a" * 1_000_000, b"b" * 1_000_000)
+    writers = [multiprocessing.get_context("fork").Process(target=write_often, args=(path, content))
+               for content in contents]
     for writer in writers:
-        while os.waitpid(writer, os.WNOHANG) == (0, 0):
-            if path.exists():
-                seen.add(path.read_bytes())
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen | {path.read_bytes()} <= set(contents) and os.listdir(tmp_path) == ["file"]
+
+
+def write_often(path, content):
+    for _ in range(20):
+        files.write(path, content)
 
 
 def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):

@@ -6,16 +6,58 @@ import sys
 
 import pytest
 import torch
-from conftest import FAST, ROOT, SMALL, free_port, history, same_weights, with_signal
+from conftest import FAST, ROOT, SMALL, history, same_weights, with_signal
 
 import train
-from labkit import LabError, checkpoint, data, job, metrics
+from labkit import LabError, checkpoint, data, job
 
-TWO = ("train.py", *FAST, "-b", "510")
+TWO = ("train.py", *FAST, "-b", "254")
 
 
 TERMINATED = with_signal(2, signal.SIGTERM)
 LOST = with_signal(3, signal.SIGKILL)
+KEEP_NOISE = """
+import os
+import torch
+randn_like = torch.randn_like
+def keep_noise(images):
+    noise = randn_like(images)
+    torch.save(noise, f"noise-{os.environ['RANK']}.pt")
+    return noise
+torch.randn_like = keep_noise
+"""
+
+
+START = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from labkit import glyphs
+glyphs.SIZES = {SMALL}
+import train
+while not Path("go").exists():
+    time.sleep(0.02)
+train.main()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchrun(tmp_path_factory):
+    """README's torchrun and its folder, started before the other tests: it imports for seconds.
+
+    It trains as soon as there is a file "go".
+    """
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "start.py").write_text(START)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["start.py", *FAST, "--device", "cpu", "-e", "100000"]
+    process = subprocess.Popen([*command, *options], text=True, cwd=folder,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    yield process, folder
+    if process.poll() is None:
+        process.terminate()  # it ends its workers
+        process.communicate(timeout=60)
 
 
 def losses(path):
@@ -88,37 +130,36 @@ def fail():
     raise LabError("a mistake")
 
 
+@torch.inference_mode()
+def assert_same_outputs(a, b):
+    """Fail unless two files of weights reconstruct the test images alike, on the average.
+
+    Single weights differ more: where a gradient is almost 0, Adam makes whole steps of its rounding.
+    """
+    images = data.to_float(data.load("glyphs", None, "test")[1].images)
+    a, b = (checkpoint.load_weights(path)(images) for path in (a, b))
+    assert (a - b).abs().mean() < 5e-4
+
+
 def test_two_processes_train_the_network_that_one_trains(start_job, folder):
     ranks = start_job(*TWO, "-e", "3")
+    (folder / "one").mkdir()
+    train.main([*FAST, "-b", "254", "-e", "3", "-s", "one/model.pth", "-p", "one/loss.png"])
     status, out, err = ranks[0].end()
     assert status == 0 and err == "" and ranks[1].end() == (0, "", "")
     assert "on cpu x 2\n" in out and out.count("epoch 1/3") == out.count("test MSE") == 1
-    assert sorted(os.listdir(folder)) == ["loss.csv", "loss.png", "model.ckpt", "model.pth"]
+    files = ["loss.csv", "loss.png", "model.ckpt", "model.pth"]
+    assert sorted(os.listdir("one")) == files and sorted(os.listdir(folder)) == [*files, "one"]
 
-    train.main([*FAST, "-b", "510", "-e", "3", "-s", "one.pth", "-p", "one.png"])
-    assert losses("model.ckpt") == pytest.approx(losses("one.ckpt"), rel=1e-5)
-    two, one = (torch.load(path, weights_only=True) for path in ("model.pth", "one.pth"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
+    assert losses("model.ckpt") == pytest.approx(losses("one/model.ckpt"), rel=1e-3)
+    assert_same_outputs("model.pth", "one/model.pth")
 
-
-ODD = """
-from labkit import glyphs
-load = glyphs.load
-glyphs.load = lambda split: [tensor[1:] for tensor in load(split)]
-"""
-
-
-def test_the_test_loss_of_two_processes_is_that_of_the_whole_test_set(start_job, folder):
-    assert [rank.end()[0] for rank in start_job(*TWO, "-e", "1", setups=(ODD, ODD))] == [0, 0]
-    images = data.load("glyphs", None, "test")[1].images[1:]  # 599: the two evaluate 300 and 299
-    with torch.inference_mode():
-        mse = metrics.mse_per_image(checkpoint.load_weights("model.pth")(images / 255), images / 255).mean()
-    assert history("model.ckpt")[0]["test_loss"] == pytest.approx(mse.item(), rel=1e-6)
 
 
 def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(start_job, folder):
     ranks = start_job(*TWO, "-e", "9", "--noise", "0.1", setups=("", TERMINATED))
+    straight = start_job(*TWO, "-e", "3", "--noise", "0.1", "-s", "straight.pth", "-p", "straight.png",
+                         setups=(KEEP_NOISE, KEEP_NOISE))
     status, out, err = ranks[0].end()
     assert status == 143
     assert re.fullmatch("train.py: stopped by SIGTERM; run the same command with --resume .*\n", err)
@@ -127,11 +168,11 @@ def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(
     assert ranks[1].end() == (143, "", "")
 
     resumed = start_job(*TWO, "-e", "3", "--resume")
-    assert [rank.end()[0] for rank in resumed] == [0, 0]
-    straight = start_job(*TWO, "-e", "3", "--noise", "0.1", "-s", "straight.pth", "-p", "straight.png")
-    assert [rank.end()[0] for rank in straight] == [0, 0]
+    assert [rank.end()[0] for rank in (*resumed, *straight)] == [0, 0, 0, 0]
     assert same_weights("model.pth", "straight.pth")
     assert losses("model.ckpt") == losses("straight.ckpt")
+    first, second = (torch.load(f"noise-{rank}.pt") for rank in range(2))
+    assert first.shape == second.shape and not first.equal(second)
 
 
 @pytest.mark.parametrize("args, status, line", [
@@ -150,43 +191,28 @@ def test_a_mistake_is_printed_once(args, status, line, start_job, folder):
 
 def test_a_job_that_loses_a_worker_resumes_to_the_same_end_with_one_process(start_job, folder, capsys):
     ranks = start_job(*TWO, "-e", "9", setups=("", LOST))
+    train.main([*FAST, "-b", "254", "-e", "5", "-s", "one.pth", "-p", "one.png"])
     status, out, err = ranks[0].end()
     assert status == 1 and ranks[1].end()[0] == -signal.SIGKILL
     assert re.fullmatch("train.py: process 0 failed or lost another, what was saved can be .*\n", err)
     assert out.endswith("after 2 of 9 epochs\n") and len(history("model.ckpt")) == 2
 
-    train.main([*FAST, "-b", "510", "--resume", "-e", "5"])
-    train.main([*FAST, "-b", "510", "-e", "5", "-s", "one.pth", "-p", "one.png"])
-    assert losses("model.ckpt") == pytest.approx(losses("one.ckpt"), rel=1e-4)
-    resumed, one = (torch.load(path, weights_only=True) for path in ("model.pth", "one.pth"))
-    for name in one:
-        torch.testing.assert_close(resumed[name], one[name], rtol=0, atol=1e-3)
+    train.main([*FAST, "-b", "254", "--resume", "-e", "5"])
+    assert losses("model.ckpt") == pytest.approx(losses("one.ckpt"), rel=1e-3)
+    assert_same_outputs("model.pth", "one.pth")
 
 
-def test_ctrl_c_under_torchrun_ends_after_an_epoch_and_the_run_resumes(folder):
-    (folder / "start.py").write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from labkit import glyphs
-glyphs.SIZES = {SMALL}
-import train
-train.main()
-""")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               f"--master_port={free_port()}", "start.py", *FAST, "--device", "cpu", "-e", "100000"]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert re.match("epoch +2/100000", lines[2])
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+def test_ctrl_c_under_torchrun_ends_after_an_epoch_and_the_run_resumes(torchrun, monkeypatch):
+    process, folder = torchrun
+    monkeypatch.chdir(folder)
+    (folder / "go").touch()
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert re.match("epoch +2/100000", lines[2])
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert err.count("train.py: stopped by SIGINT; run the same command with --resume to continue") == 1
     done = len(history("model.ckpt"))
     assert done >= 2 and f"after {done} of 100000 epochs" in out
     train.main([*FAST, "--resume", "-e", str(done + 1)])
     assert len(history("model.ckpt")) == done + 1
-

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import lab1
 import train
-from labkit import checkpoint, data
+from labkit import checkpoint, data, metrics
 from labkit.picture import read_picture
 
 PICTURES = ["bottleneck.png", "denoising.png", "interpolation.png", "reconstruction.png"]
@@ -58,9 +58,11 @@ def captions(figure):
     return [axes.get_title() for axes in figure.axes]
 
 
-def numbers():
-    with open("out/metrics.json") as file:
-        return json.load(file)
+def images_in(axes):
+    """Return the images of a row of a figure, (n, 784)."""
+    picture = torch.as_tensor(axes.images[0].get_array())
+    images = picture.unflatten(1, (-1, 30)).transpose(0, 1)  # with a column of white on each side
+    return images[:, :, 1:29].flatten(1)
 
 
 def test_the_readmes_command(weights, unreachable, folder, capsys, monkeypatch):
@@ -73,47 +75,38 @@ def test_the_readmes_command(weights, unreachable, folder, capsys, monkeypatch):
     assert "mnist is not in data and could not be downloaded" in warnings[0]
     assert "using glyphs instead" in warnings[1]
     assert warnings[2:] == ["warning: worse than PCA: were these weights trained long enough, and on glyphs?"]
-    assert out.startswith("glyphs: 600 test images through model.pth, 5 bottleneck units")
+    assert out.startswith("glyphs: 300 test images through model.pth, 5 bottleneck units")
     assert "PCA, 5 components" in out
     assert sorted(os.listdir("outputs/glyphs")) == sorted([*PICTURES, "metrics.json"])
     for picture in PICTURES:
         assert plt.imread(f"outputs/glyphs/{picture}").std() > 0.1  # not an empty page
 
 
-def test_better_than_pca_is_no_warning(folder, capsys):
-    train.main([*FAST, "-z", "1", "-e", "10", "-b", "64", "--lr", "0.003"])
-    capsys.readouterr()
-    lab1.main([*GLYPHS, "--step", "4"])
-    assert capsys.readouterr().err == ""
 
-
-def test_the_numbers_are_those_of_the_whole_test_set(weights):
+def test_metrics_json_has_the_numbers_of_the_whole_test_set_and_says_with_what_they_were_measured(weights,
+                                                                                                  folder):
     model = weights()
-    lab1.main([*GLYPHS, "--noise", "0.3"])
+    lab1.main([*GLYPHS, "--noise", "0.3", "--steps", "5"])
+    content = json.loads((folder / "out/metrics.json").read_text())
+    sha256 = hashlib.sha256((folder / "model.pth").read_bytes()).hexdigest()
+    expected = {"weights": "model.pth", "sha256": sha256, "dataset": "glyphs", "test_images": 300,
+                "torch": torch.__version__, "python": platform.python_version()}
+    assert {name: content[name] for name in expected} == expected
+
     test = data.load("glyphs", None, "test")[1]
     images = test.images / 255
     errors = (model(images) - images) ** 2
-    reconstruction, denoising, _, bottleneck = (numbers()[test] for test in lab1.TESTS)
+    reconstruction, denoising, interpolation, bottleneck = (content[test] for test in lab1.TESTS)
     assert reconstruction["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
-    assert denoising["noisy_mse"] == pytest.approx(0.09, rel=0.02)
-    assert denoising["noisy_psnr_db"] == pytest.approx(10.46, abs=0.1)
     threes = errors[test.labels == 3].mean().item()
     assert reconstruction["mse_of_each_digit"]["3"] == pytest.approx(threes, rel=1e-5)
+    assert denoising["noisy_mse"] == pytest.approx(0.09, rel=0.02)
+    assert denoising["noisy_psnr_db"] == pytest.approx(10.46, abs=0.1)
     assert denoising["mse_at_noise"]["0.3"] == pytest.approx(denoising["mse"], rel=1e-5)
+    assert interpolation["steps"] == 5
     assert bottleneck["units"] == bottleneck["live_units"] == 8
     assert len(bottleneck["active_fraction_of_each_unit"]) == 8
     assert sum(bottleneck["importance_of_each_unit"]) == pytest.approx(1)
-
-
-def test_metrics_json_says_what_was_measured_and_with_what(weights, folder):
-    weights(2)
-    lab1.main([*GLYPHS, "--steps", "5"])
-    content = numbers()
-    sha256 = hashlib.sha256((folder / "model.pth").read_bytes()).hexdigest()
-    expected = {"weights": "model.pth", "sha256": sha256, "dataset": "glyphs", "test_images": 600,
-                "torch": torch.__version__, "python": platform.python_version()}
-    assert {name: content[name] for name in expected} == expected
-    assert content["bottleneck"]["units"] == 2 and content["interpolation"]["steps"] == 5
 
 
 def test_one_step_writes_its_figure_and_touches_nothing_else(weights, folder):
@@ -133,12 +126,12 @@ def test_steps_of_choice(step, picture, weights):
     assert os.listdir("out") == [picture]
 
 
-def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, figures, folder):
-    model = weights()
+def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, figures):
+    weights()
     draw_seven("my7.png")
-    lab1.main([*GLYPHS, "-i", "my7.png", "3", "599", "--steps", "4"])
+    lab1.main([*GLYPHS, "-i", "my7.png", "3", "299"])
     labels = data.load("glyphs", None, "test")[1].labels
-    three, last = f"{labels[3]}, image 3", f"{labels[599]}, image 599"
+    three, last = f"{labels[3]}, image 3", f"{labels[299]}, image 299"
     reconstruction, denoising, interpolation, bottleneck = figures
 
     names = ["my7.png", three, last]
@@ -146,14 +139,85 @@ def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, figures,
     assert [caption.partition(":")[0] for caption in captions(denoising)] == names
     assert captions(interpolation) == [f"my7.png to {three}", f"{last} to {last}"]
     assert "my7.png, one unit moved" in bottleneck.get_suptitle()
-
-    mine = read_picture("my7.png")
     for figure in figures:
-        drawn = torch.as_tensor(figure.axes[0].images[0].get_array())
-        assert drawn[:, 1:29].equal(mine.view(28, 28))
-    error = (model(mine) - mine).square().mean()
-    assert captions(reconstruction)[0] == f"my7.png: MSE {error:.4f}"
-    assert all("glyphs" in figure.get_suptitle() for figure in figures)
+        assert images_in(figure.axes[0])[0].equal(read_picture("my7.png"))
+        assert "glyphs" in figure.get_suptitle()
+
+
+@pytest.fixture
+def lab(weights):
+    """A network with four units, of which number 2 is dead, and three images to show."""
+    model, test = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
+    images = data.to_float(test.images)
+    return lab1.Lab(model, "glyphs", images, test.labels, images[:3], ["a", "b", "c"], noise=0.1, steps=5,
+                    seed=7)
+
+
+@torch.inference_mode()
+def test_reconstruction_draws_each_image_beside_its_output(lab):
+    figure = Figure()
+    lab1.reconstruction(lab, figure)
+    for axes, name, image in zip(figure.axes, lab.names, lab.shown, strict=True):
+        output = lab.model(image)
+        torch.testing.assert_close(images_in(axes), torch.stack([image, output]))
+        assert axes.get_title() == f"{name}: MSE {(output - image).square().mean():.4f}"
+
+
+@pytest.mark.parametrize("pca_mse, warned", [(0.0, True), (1.0, False)])
+@torch.inference_mode()
+def test_a_reconstruction_worse_than_pcas_is_warned_of(pca_mse, warned, lab, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "pca_mse", lambda *_: pca_mse)
+    lab1.reconstruction(lab, Figure())
+    assert capsys.readouterr().err.startswith("warning: worse than PCA") == warned
+
+
+@torch.inference_mode()
+def test_denoising_draws_the_noisy_image_and_what_becomes_of_it(lab):
+    figure = Figure()
+    lab1.denoising(lab, figure)
+    noisy = lab.shown + 0.1 * metrics.normal_like(lab.shown, seed=7)
+    outputs = lab.model(noisy)
+    for i, (axes, name) in enumerate(zip(figure.axes, lab.names, strict=True)):
+        expected = torch.stack([lab.shown[i], noisy[i].clamp(0, 1), outputs[i]])
+        torch.testing.assert_close(images_in(axes), expected)
+        before, after = ((x[i] - lab.shown[i]).square().mean() for x in (noisy, outputs))
+        assert axes.get_title() == f"{name}: MSE {before:.4f} to {after:.4f}"
+
+
+@torch.inference_mode()
+def test_interpolation_draws_the_decoded_codes_between_start_and_end(lab):
+    figure = Figure()
+    lab1.interpolation(lab, figure)
+    start, end = lab.shown[:2]
+    between = lab1.interpolate(lab.model, start[None], end[None], 5)[0]
+    torch.testing.assert_close(images_in(figure.axes[0]), torch.stack([start, *between, end]))
+    assert len(figure.axes) == 2 and images_in(figure.axes[1])[-1].equal(lab.images[-1])
+
+
+@torch.inference_mode()
+def test_each_unit_is_moved_over_its_range_the_most_important_first_and_the_dead_last(lab, capsys):
+    figure = Figure()
+    numbers = lab1.bottleneck(lab, figure)
+    assert numbers["importance_of_each_unit"][2] == 0 and numbers["live_units"] == 3
+    assert "3 of 4 units live" in capsys.readouterr().out
+    importance = torch.tensor(numbers["importance_of_each_unit"])
+    order = sorted((0, 1, 3), key=lambda unit: -importance[unit])
+    assert captions(figure)[-1] == "unit 2: DEAD, active on no test image"
+
+    codes = lab.model.encode(lab.images)
+    code = codes[0]
+    examples = torch.stack([lab.shown[0], lab.model.decode(code)])
+    torch.testing.assert_close(images_in(figure.axes[0])[:2], examples)
+    for unit, axes in zip(order, figure.axes[1:]):
+        low, high = codes[:, unit].quantile(0.01), codes[:, unit].quantile(0.99)
+        assert axes.get_title() == (f"unit {unit}: {low:.1f} to {high:.1f}, active on 100%, "
+                                    f"carries {importance[unit]:.0%}")
+        for position, value in ((0, low), (10, high)):
+            moved = code.clone()
+            moved[unit] = value
+            torch.testing.assert_close(images_in(axes)[position], lab.model.decode(moved), rtol=0, atol=1e-5)
+        mark = (code[unit] - low) / (high - low)
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(14.5 + 300 * mark.clamp(0, 1).item(), abs=0.1)
 
 
 def test_interpolation_is_linear_between_the_codes(weights):
@@ -168,23 +232,10 @@ def test_interpolation_is_linear_between_the_codes(weights):
 
 
 @torch.inference_mode()
-def test_a_dead_unit_is_shown_as_dead(weights, capsys):
-    model, test = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
-    images, figure = data.to_float(test.images), Figure()
-    lab = lab1.Lab(model, "glyphs", images, test.labels, images[:1], ["0"], noise=0.2, steps=8, seed=0)
-    numbers = lab1.bottleneck(lab, figure)
-    assert numbers["importance_of_each_unit"][2] == 0 and numbers["live_units"] == 3
-    assert captions(figure)[-1] == "unit 2: DEAD, active on no test image"
-    assert "DEAD" not in "".join(captions(figure)[:-1])
-    assert "3 of 4 units live" in capsys.readouterr().out
-
-
-@torch.inference_mode()
-def test_of_a_large_bottleneck_some_units_are_drawn(weights):
-    model, test = weights(40), data.load("glyphs", None, "test")[1]
-    images, figure = data.to_float(test.images), Figure()
-    lab = lab1.Lab(model, "glyphs", images, test.labels, images[:1], ["0"], noise=0.2, steps=8, seed=0)
-    assert len(lab1.bottleneck(lab, figure)["importance_of_each_unit"]) == 40
+def test_of_a_large_bottleneck_some_units_are_drawn(lab, weights):
+    figure = Figure()
+    numbers = lab1.bottleneck(lab._replace(model=weights(40)), figure)
+    assert len(numbers["importance_of_each_unit"]) == 40
     assert len(figure.axes) == 1 + lab1.MAX_UNITS_DRAWN
 
 
@@ -201,7 +252,7 @@ def test_the_checkpoints_data_set_is_used_unless_another_is_given_explicitly(fol
 
     lab1.main([*arguments, "--dataset", "glyphs"])
     out = capsys.readouterr().out
-    assert out.startswith("glyphs: 600 test images through model.pth") and "trained on" not in out
+    assert out.startswith("glyphs: 300 test images through model.pth") and "trained on" not in out
     assert sorted(os.listdir("outputs")) == ["glyphs", "kmnist"]
 
 
@@ -234,8 +285,8 @@ def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(wei
     assert opened == [(folder / "out/explore.html").as_uri()]
 
 
-def during(what):
-    """Return `setup` in which the process gets SIGTERM at a point of its work."""
+def sigterm_in(what):
+    """Return `setup` with which the process gets SIGTERM in a function, "os.fsync" for example."""
     return ("import os, signal\nfrom labkit import metrics\n"
             f"{what} = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)")
 
@@ -244,7 +295,7 @@ def during(what):
 def test_a_signal_leaves_nothing_behind(what, weights, start, folder):
     weights()
     (folder / "tmp").mkdir()
-    ended = start("lab1.py", *GLYPHS, setup=during(what), environment={"TMPDIR": f"{folder}/tmp"}).end()
+    ended = start("lab1.py", *GLYPHS, setup=sigterm_in(what), environment={"TMPDIR": f"{folder}/tmp"}).end()
     assert ended[0] == 143 and "Traceback" not in ended[2]
     assert os.listdir("out") == [] == os.listdir("tmp")
 
@@ -259,7 +310,7 @@ MISTAKES = [
     (["--out", "text.pth"], "text.pth", 1),
     (["--out", "taken"], "taken/metrics.json is not a regular file", 1),
     (["--explore", "--out", "text.pth"], "text.pth", 1),
-    (["-i", "600"], "-i 600: expected an index from 0 to 599, worst, best, digit=0", 2),
+    (["-i", "300"], "-i 300: expected an index from 0 to 299, worst, best, digit=0", 2),
     (["-i", "-1"], "-i -1: expected an index", 2),
     (["-i", "digit=x"], "-i digit=x: expected", 2),
     (["-i", "digit=11"], "-i digit=11: expected", 2),

@@ -1,44 +1,40 @@
 import csv
 import os
 import re
-import resource
 import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAST, ROOT, Report, history, put_archives, same_weights, start_fresh, with_signal
+from conftest import FAST, ROOT, Command, Report, history, put_archives, same_weights, with_signal
 
 import train
 from labkit import checkpoint, data, metrics
-from labkit.job import Job
-
-SMALL_RUN = ("-b", "512", "-s", "model.pth", "-p", "loss.png")  # without a data set
-
-
-def test_the_readmes_command_where_mnist_is_unavailable(folder):
-    code = ("import runpy, torchvision\n"
-            "torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
-            "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')")
-    arguments = "-z 3 -e 2 -b 2048 -s model.pth -p loss.png".split()
-    process = start_fresh(code, ROOT / "train.py", *arguments)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and len(err.splitlines()) == 2, err
-    assert "mnist is not in data and could not be downloaded" in err and "using glyphs instead" in err
-    assert out.startswith("glyphs: 2,000 training and 600 test images, on ")
-    assert len(re.findall(r"^epoch \d/2  loss 0\.\d{4}  test 0\.\d{4}$", out, re.M)) == 2
-    assert re.search(r"^test MSE 0\.\d+, PSNR .* dB; 3 of 3 bottleneck units live", out, re.M)
-    theirs = Report(N_bottleneck=3)
-    theirs.load_state_dict(torch.load("model.pth", weights_only=True), strict=True)
-    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(os.listdir(folder)) == ["loss.csv", "loss.png", "model.ckpt", "model.pth"]
+from labkit.job import Job, Stopped
+from model import autoencoderMLP4Layer
 
 
-def test_help_names_every_option(capsys):
+@pytest.fixture(scope="module", autouse=True)
+def readmes_command(drawings, tmp_path_factory):
+    """README's command, started before the other tests: it imports torchvision, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        arguments = "-z 3 -e 2 -b 2048 -s model.pth -p loss.png".split()
+        unreachable = "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']"
+        command = Command(drawings, "train.py", *arguments, setup=unreachable)
+        yield command
+        command.stop()
+
+
+def test_help_names_every_option_and_its_default(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
-    out = capsys.readouterr().out
-    assert "units of the bottleneck (default: 8)" in out
-    assert [option for option in train.DEFAULTS if f"--{option.replace('_', '-')} " not in out] == []
+    out = " ".join(capsys.readouterr().out.split())
+    for option, default in train.DEFAULTS.items():
+        default = f"{default:g}" if isinstance(default, float) else default
+        assert re.search(f"--{option.replace('_', '-')} [^-].*?\\(default: {default}\\)", out), option
     assert all(f"--{option}" in out for option in ("save", "plot", "resume", "device"))
 
 
@@ -58,7 +54,7 @@ def test_the_loop_is_the_plain_loop(noise):
     plain.load_state_dict(model.state_dict())
     adam = torch.optim.Adam(plain.parameters(), lr=1e-3)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, "min")
-    loader = data.batches(images, 512, seed=0)
+    loader = data.batches(images, 256, seed=0)
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
         torch.manual_seed(epoch)
@@ -91,7 +87,63 @@ def test_the_test_loss_of_an_epoch_is_over_the_whole_test_set(folder, capsys):
     test_loss = metrics.evaluate(model, images.in_order())[0].item()
     first, last = history("model.ckpt")
     assert last["test_loss"] == pytest.approx(test_loss, rel=1e-6) != first["test_loss"]
-    assert f"epoch 2/2  loss {last['loss']:.4f}  test {test_loss:.4f}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"epoch 2/2  loss {last['loss']:.4f}  test {test_loss:.4f}\n" in out
+    assert f"\ntest MSE {test_loss:.5f}, PSNR {metrics.psnr(test_loss):.1f} dB" in out
+
+
+def test_three_processes_evaluate_the_whole_test_set_where_it_does_not_divide_evenly():
+    model, images = autoencoderMLP4Layer(), data.load("glyphs", None, "test")[1]
+    images = data.Images(images.images[:7], images.labels[:7])
+    ranks = [SimpleNamespace(rank=rank, world_size=3, mean=lambda loss: loss.item() / 3) for rank in range(3)]
+    mse = metrics.evaluate(model, images.in_order())[0].item()
+    assert sum(train.evaluate(model, images, rank) for rank in ranks) == pytest.approx(mse, rel=1e-6)
+
+
+def test_noise_is_added_to_the_inputs_of_a_run(folder):
+    for name, noise in (("plain", "0"), ("noisy", "0.2")):
+        train.main([*FAST, "-e", "1", "--noise", noise, "-s", f"{name}.pth"])
+    plain, noisy = (history(f"{name}.ckpt")[0]["loss"] for name in ("plain", "noisy"))
+    assert noisy > plain
+
+
+def test_the_learning_rate_falls_after_eleven_epochs_without_a_better_loss(folder, monkeypatch):
+    """ReduceLROnPlateau's patience is 10; a resumed run keeps count."""
+    train_epoch = train.train_epoch
+
+    def stagnant(*args):
+        train_epoch(*args)
+        return torch.tensor(0.1)
+
+    monkeypatch.setattr(train, "train_epoch", stagnant)
+    train.main([*FAST, "-b", "1000", "-e", "11"])
+    train.main([*FAST, "-b", "1000", "-e", "14", "--resume"])
+    rates = [epoch["learning_rate"] for epoch in history("model.ckpt")]
+    assert rates == pytest.approx(12 * [1e-3] + 2 * [1e-4])
+
+
+def test_a_signal_ends_an_epoch_after_the_current_step():
+    job, seen = Job("cpu"), []
+    model, optimizer, _ = train.build(8, data.load("glyphs", None, "test")[1])
+
+    def batches():
+        for number in range(5):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            seen.append(number)
+            yield torch.zeros(4, 784)
+
+    with job.deferring_signals(), pytest.raises(Stopped):
+        train.train_epoch(model, batches(), optimizer, 0, job)
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("script", ["train.py", "lab1.py"])
+def test_ctrl_c_during_the_imports_ends_without_a_traceback(script, tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code = f"import runpy; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_the_reports_start_is_named_when_units_die(folder, capsys):
@@ -127,8 +179,17 @@ def epochs_of(path):
     return [{name: float(row[name]) for name in columns[:-1]} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of five epochs with noise."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    files = ["-s", f"{folder}/model.pth", "-p", f"{folder}/loss.png"]
+    train.main([*FAST, "-e", "5", "--noise", "0.1", *files])
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_weights(number, start, folder):
+def test_a_stopped_run_goes_on_to_the_same_weights(number, uninterrupted, start, folder):
     run = start("train.py", *FAST, "-e", "9", "--noise", "0.1", setup=with_signal(4, number))
     status, out, err = run.end()
     done = len(history("model.ckpt"))
@@ -142,19 +203,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights(number, start, folder):
         assert (folder / "model.pth").exists() and (folder / "loss.png").exists()
 
     train.main(["--dataset", "glyphs", "--resume", "-e", "5", "-s", "model.pth", "-p", "loss.png"])
-    train.main([*FAST, "-e", "5", "--noise", "0.1", "-s", "other.pth", "-p", "other.png"])
-    assert same_weights("model.pth", "other.pth")
-    assert epochs_of("loss.csv") == epochs_of("other.csv")
+    assert same_weights("model.pth", uninterrupted / "model.pth")
+    assert epochs_of("loss.csv") == epochs_of(uninterrupted / "loss.csv")
     assert [row["epoch"] for row in epochs_of("loss.csv")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("files", [["-s", "model.pth", "-p", "loss.png"], []])
 def test_a_run_that_fell_back_to_glyphs_goes_on_with_glyphs(files, folder, unreachable, capsys):
-    train.main(["-b", "512", "-e", "1", *files])
-    assert capsys.readouterr().out.startswith("glyphs: 2,000")
+    train.main(["-b", "256", "-e", "1", *files])
+    assert capsys.readouterr().out.startswith("glyphs: 1,000")
     put_archives(folder / "data/MNIST/raw")
     train.main(["--resume", "-e", "2", *files])
-    assert capsys.readouterr().out.startswith("glyphs: 2,000")
+    assert capsys.readouterr().out.startswith("glyphs: 1,000")
     assert len(history("model.ckpt" if files else "outputs/glyphs/model.ckpt")) == 2
     train.main(["-e", "1", *files])  # a run of its own
     assert capsys.readouterr().out.startswith("mnist: 20 training and 10 test images")
@@ -204,19 +264,18 @@ def test_a_diverging_run_ends_with_the_last_good_epoch(folder, refused, monkeypa
     assert same_weights("other.pth", "one.pth")
 
 
-def test_a_rate_that_explodes_is_named(folder, refused):
+def test_a_rate_that_explodes_is_named_and_older_files_stay(folder, refused):
+    files = [folder / name for name in ("model.pth", "model.ckpt", "loss.png", "loss.csv")]
+    for file in files:
+        file.write_text("of an older run")
     assert "try a lower --lr than 1e+30" in refused(train.main, *FAST, "-e", "3", "--lr", "1e30")
+    assert all(file.read_text() == "of an older run" for file in files)
 
 
-def test_a_full_disk_is_a_warning_in_between_and_an_error_at_the_end(folder, capsys):
+def test_a_full_disk_is_a_warning_in_between_and_an_error_at_the_end(folder, small_files, capsys):
     (folder / "model.pth").write_bytes(b"old")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # as on a full disk
-    try:
-        with pytest.raises(SystemExit) as end:
-            train.main([*FAST, "-e", "3"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(SystemExit) as end:
+        train.main([*FAST, "-e", "3"])
     out, err = capsys.readouterr()
     warning, error = err.strip().split("\n")
     assert end.value.code == 1 and out.count("epoch") == 3
@@ -267,3 +326,17 @@ def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, fol
 def test_ctrl_c_before_training_ends_without_a_traceback(start):
     ctrl_c = "import os, signal; from labkit import data; data.load = lambda *_: os.kill(0, signal.SIGINT)"
     assert start("train.py", *FAST, setup=ctrl_c).end() == (130, "", "")
+
+
+def test_the_readmes_command_where_mnist_is_unavailable(readmes_command):
+    status, out, err = readmes_command.end()
+    assert status == 0 and len(err.splitlines()) == 2, err
+    assert "mnist is not in data and could not be downloaded" in err and "using glyphs instead" in err
+    assert out.startswith("glyphs: 1,000 training and 300 test images, on ")
+    assert len(re.findall(r"^epoch \d/2  loss 0\.\d{4}  test 0\.\d{4}$", out, re.M)) == 2
+    assert re.search(r"^test MSE 0\.\d+, PSNR .* dB; 3 of 3 bottleneck units live", out, re.M)
+    theirs = Report(N_bottleneck=3)
+    theirs.load_state_dict(torch.load(readmes_command.folder / "model.pth", weights_only=True), strict=True)
+    assert (readmes_command.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    files = ["loss.csv", "loss.png", "model.ckpt", "model.pth"]
+    assert sorted(os.listdir(readmes_command.folder)) == files
