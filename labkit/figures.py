@@ -29,8 +29,8 @@ def can_write(format):
 
 def loss_curve(figure, history, dataset):
     """Draw the training and test loss of every epoch in `history` on `dataset`."""
-    figure.set_layout_engine("constrained")
     figure.set_size_inches(7, 4)
+    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.12, top=0.92)
     last = history[-1]
     title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after epoch {last['epoch']}"
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")

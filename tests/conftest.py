@@ -65,17 +65,17 @@ def small_files():
 
 
 class Command:
-    """`python SCRIPT ARGS` in a process of its own in the current folder, on small glyphs, without a display.
+    """`python SCRIPT ARGS` in a process of its own in `folder`, on small glyphs, without a display.
 
     `setup` is Python to run before the script, `environment` what to set, `encoding` that of stdout, None
     for a closed one.
     """
 
-    def __init__(self, drawings, script, *args, setup="", environment=None, encoding="utf-8"):
-        self.folder = Path.cwd()
+    def __init__(self, drawings, folder, script, *args, setup="", environment=None, encoding="utf-8"):
+        self.folder = folder
         streams = [FORKS.Pipe(duplex=False) for _ in range(2)]
         task = (drawings, [str(ROOT / script), *map(str, args)], setup, environment or {}, encoding,
-                self.folder)
+                folder)
         self.process = FORKS.Process(target=run_command, args=(*task, *(writer for _, writer in streams)))
         self.process.start()
         self.pid = self.process.pid
@@ -143,7 +143,7 @@ def start(drawings, folder):
     commands = []
 
     def start(*args, **options):
-        commands.append(Command(drawings, *args, **options))
+        commands.append(Command(drawings, folder, *args, **options))
         return commands[-1]
 
     yield start

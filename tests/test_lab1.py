@@ -41,18 +41,6 @@ def weights(folder):
     return weights
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that lab1.py draws, without windows."""
-    drawn = []
-
-    def new():
-        drawn.append(Figure())
-        return drawn[-1]
-
-    monkeypatch.setattr(lab1, "Figure", new)
-    return drawn
-
 
 def captions(figure):
     return [axes.get_title() for axes in figure.axes]
@@ -126,12 +114,15 @@ def test_steps_of_choice(step, picture, weights):
     assert os.listdir("out") == [picture]
 
 
-def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, figures):
+@torch.inference_mode()
+def test_images_of_choice_and_own_pictures_are_in_every_figure(weights):
     weights()
     draw_seven("my7.png")
-    lab1.main([*GLYPHS, "-i", "my7.png", "3", "299"])
-    labels = data.load("glyphs", None, "test")[1].labels
-    three, last = f"{labels[3]}, image 3", f"{labels[299]}, image 299"
+    lab = lab1.set_up(lab1.parse([*GLYPHS, "-i", "my7.png", "3", "299"]))
+    three, last = f"{lab.labels[3]}, image 3", f"{lab.labels[299]}, image 299"
+    figures = [Figure() for _ in lab1.TESTS]
+    for test, figure in zip(lab1.TESTS.values(), figures):
+        test(lab, figure)
     reconstruction, denoising, interpolation, bottleneck = figures
 
     names = ["my7.png", three, last]
@@ -295,7 +286,8 @@ def sigterm_in(what):
 def test_a_signal_leaves_nothing_behind(what, weights, start, folder):
     weights()
     (folder / "tmp").mkdir()
-    ended = start("lab1.py", *GLYPHS, setup=sigterm_in(what), environment={"TMPDIR": f"{folder}/tmp"}).end()
+    ended = start("lab1.py", *GLYPHS, "--step", "5", setup=sigterm_in(what),
+                  environment={"TMPDIR": f"{folder}/tmp"}).end()
     assert ended[0] == 143 and "Traceback" not in ended[2]
     assert os.listdir("out") == [] == os.listdir("tmp")
 
