@@ -96,8 +96,8 @@ def find(browser, name):
 
 def numbers(browser, expression):
     """Return an array of the page as a tensor."""
-    text = browser.execute_script(f"return JSON.stringify(Array.from({expression}))")  # fast
-    return torch.tensor(json.loads(text))
+    text = browser.execute_script(f"return Array.from({expression}).join()")  # faster than as an array
+    return torch.tensor([float(number) for number in text.split(",")])
 
 
 def picture(browser, name):
@@ -109,9 +109,10 @@ def picture(browser, name):
 
 
 def state(browser):
-    """Return the position of the image shown, the code and the output."""
-    position = browser.execute_script("return state.position")
-    return position, numbers(browser, "state.code"), numbers(browser, "state.output")
+    """Return the position of the image shown, None for a drawing, the code and the output."""
+    values = numbers(browser, "[state.position ?? -1, ...state.code, ...state.output]")
+    position = int(values[0])
+    return position if position >= 0 else None, values[1:-784], values[-784:]
 
 
 def press(browser, *keys):
@@ -146,7 +147,7 @@ def drag_finger(browser, element, points):
 def test_codes_and_outputs_are_pytorchs(open_page, units):
     browser, model = open_page(units), network(units)
     index = browser.execute_script("return data.index")
-    for position in range(1, 4):
+    for position in (1, 2):
         with torch.inference_mode():
             code = model.encode(IMAGES[index[position]])
             output = model.decode(code)
