@@ -72,9 +72,12 @@ def main(path):
     options = webdriver.ChromeOptions()
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,1000"):
         options.add_argument(f"--{argument}")
-    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     print(f"{path}: {Path(path).stat().st_size:,} bytes")
+    with webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+        measure(browser, path)
 
+
+def measure(browser, path):
     for name, event in (("unit-0", "input"), ("mix", "input"), ("pad", "pointermove")):
         browser.get(Path(path).resolve().as_uri())
         box = find(browser, name)
@@ -93,7 +96,6 @@ def main(path):
         draw(browser, box, digit)
         mse = browser.find_element("id", "mse").text
         print(f"{digit}: MSE {mse}, not prepared {browser.execute_script(SCALED):.4f}")
-    browser.quit()
 
 
 if __name__ == "__main__":

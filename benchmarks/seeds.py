@@ -3,10 +3,10 @@
     python benchmarks/seeds.py                     # MNIST, 20 seeds of both starts: an hour on two cores
     python benchmarks/seeds.py --inits mean --sizes 2 4 16 32 --seeds 3
     python benchmarks/seeds.py --inits mean --noises 0.2 --seeds 5
-    python benchmarks/seeds.py --inits mean --lrs 0.0005 0.002 --seeds 3
+    python benchmarks/seeds.py --inits mean --noises 0.2 --lrs 0.003 --seeds 5
 
-Each run adds a row to the CSV: the same command goes on where Ctrl-C stopped it, and does no run twice. After
-a change of the recipe, delete the CSV. `--figure FILE` draws the seeds of the first size, noise and rate.
+Each run adds a row to the CSV: after Ctrl-C the same command continues, and no run is done twice. After a
+change of the recipe, delete the CSV. `--figure FILE` draws the seeds of the first size, noise and rate.
 """
 
 import argparse
@@ -124,7 +124,8 @@ def train_missing(runs, rows, args):
             files.write(args.csv, run_files.csv_bytes(rows))
             print(f"{number}/{len(missing)}:", *rows[-1].values(), flush=True)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from {args.csv}")
+        print(f"stopped; run the same command to continue from {args.csv}", file=sys.stderr)
+        sys.exit(130)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
