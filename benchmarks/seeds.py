@@ -53,6 +53,8 @@ def train_once(run, data_dir, threads):
             with redirect_stdout(nowhere), redirect_stderr(errors):
                 train.main([*options, *outputs, "--data-dir", data_dir])
         except SystemExit as end:
+            if end.code > 128:  # a signal: Ctrl-C ends the worker, too
+                os._exit(end.code)
             raise LabError(errors.getvalue()) from end
         model = checkpoint.load_weights(f"{folder}/model.pth")
         history = checkpoint.read(f"{folder}/model.ckpt")["history"]

@@ -60,8 +60,8 @@ def choose_device(name=None):
     if name.startswith("cuda") and world_size > 1:
         needed, found = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
         if needed > found:
-            raise DeviceError(f"{needed} processes, but {found} GPUs: lower --nproc_per_node or add "
-                              "--device cpu")
+            gpus = f"{found} GPU" + ("s" if found != 1 else "")
+            raise DeviceError(f"{needed} processes, but {gpus}: lower --nproc_per_node or add --device cpu")
         name = f"cuda:{local_rank}"
 
     try:

@@ -11,6 +11,7 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "agg"  # no test opens a window
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and none takes a GPU
 
 import damage
 import pytest

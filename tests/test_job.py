@@ -89,6 +89,19 @@ def test_a_device_that_is_unavailable_is_named(name):
         job.choose_device(name)
 
 
+@pytest.mark.parametrize("gpus, words", [
+    (1, "^2 processes, but 1 GPU: lower --nproc_per_node or add --device cpu$"),
+    (2, "^--device cuda:1 is unavailable"),  # there is none here, but it is the right one
+])
+def test_each_process_gets_a_gpu_of_its_own(gpus, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(job.DeviceError, match=words):
+        job.choose_device()
+
+
 def test_only_linux_may_have_no_display(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
