@@ -1,7 +1,7 @@
-import multiprocessing
 import os
 
 import pytest
+from conftest import FORKS
 
 from labkit import files
 
@@ -18,7 +18,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_other(tmp_path, small_file
 
 def test_two_processes_that_write_one_file_leave_one_whole_file(tmp_path):
     path, contents = tmp_path / "file", (b"a" * 1_000_000, b"b" * 1_000_000)
-    writers = [multiprocessing.get_context("fork").Process(target=write_often, args=(path, content))
+    writers = [FORKS.Process(target=write_often, args=(path, content))
                for content in contents]
     for writer in writers:
         writer.start()
