@@ -9,6 +9,7 @@ import socket
 import sys
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from threading import Timer
 
 os.environ["MPLBACKEND"] = "agg"  # no test opens a window
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # and none takes a GPU
@@ -86,9 +87,13 @@ class Command:
 
     def end(self):
         """Wait for the end; return the exit status, negative for a signal, stdout and stderr."""
-        self.process.join(60)
-        assert not self.process.is_alive(), "it has not ended after a minute"
-        return self.process.exitcode, self.stdout.read(), self.stderr.read()
+        hanging = Timer(60, self.process.kill)
+        hanging.start()
+        out, err = self.stdout.read(), self.stderr.read()
+        self.process.join()
+        assert hanging.is_alive(), "it had not ended after a minute"
+        hanging.cancel()
+        return self.process.exitcode, out, err
 
     def stop(self):
         """End the process."""
