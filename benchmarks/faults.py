@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from damage import Hostile, damaged, gzipped_idx, with_two_members_exchanged
 
 import train
-from labkit import LabError, checkpoint, data, figures, files, glyphs, run_files
+from labkit import LabError, archives, checkpoint, figures, files, glyphs, run_files
 
 ROOT = Path(__file__).parents[1]
 FILES = ("-s", "model.pth", "-p", "loss.png")
@@ -69,15 +69,15 @@ def fork(function, folder, **environment):
 
 
 def start_training(folder, *options, world_size=1):
-    """Start a run of so many processes in `folder` as torchrun does; return their ids.
+    """Start a run of `world_size` processes in `folder` as torchrun does; return their ids.
 
     Each rank notes in epochs-RANK.txt after how many epochs its last snapshot is.
     """
     snapshot = run_files.RunFiles.snapshot
 
-    def noting_snapshot(self, model, optimizer, history, args):
+    def noting_snapshot(self, model, optimizer, history, settings):
         Path(f"epochs-{self.rank}.txt").write_text(str(len(history)))
-        snapshot(self, model, optimizer, history, args)
+        snapshot(self, model, optimizer, history, settings)
 
     def run():
         with patch.object(run_files.RunFiles, "snapshot", noting_snapshot):
@@ -321,7 +321,7 @@ def replaced_entries(divisor, rng, root):
         try:
             checkpoint.dataset_trained_on(folder / "model.pth", model)  # as lab1.py does
         except Exception as error:
-            yield f"FAULT: {what}, training_set() raises {error!r}"
+            yield f"FAULT: {what}, dataset_trained_on() raises {error!r}"
         status, = wait(start_training(folder, *FILES, *DATA, "--resume", "-e", "3"))
         errors = re.findall(r"^(?!warning: ).+", (folder / "err.txt").read_text(), re.M)
         epochs = re.findall(r"^epoch +(\d+)/", (folder / "out.txt").read_text(), re.M)
@@ -337,7 +337,7 @@ def make_archives(raw):
     """Write small glyphs to the folder `raw` as MNIST's archives."""
     raw.mkdir(parents=True)
     glyphs.SIZES = {"train": 1500, "test": 400}
-    for split, names in data.ARCHIVES.items():
+    for split, names in archives.ARCHIVES.items():
         for name, tensor in zip(names, glyphs.load(split)):
             (raw / name).write_bytes(gzipped_idx(tensor.byte()))
 
@@ -361,10 +361,9 @@ def checks(divisor, rng, root):
         yield title, damaged_files(loaders, damage, count // divisor, rng)
 
     def load_archives():
-        return [(images.images, images.labels)
-                for images in data.load_archives("mnist", root / "data", data.ARCHIVES)]
+        return archives.load("mnist", root / "data", list(archives.ARCHIVES))
 
-    with patch.object(data, "download", side_effect=OSError("no network")):
+    with patch.object(archives, "download", side_effect=OSError("no network")):
         loaders = dict.fromkeys(root.glob("data/MNIST/raw/*"), load_archives)
         yield "archives, damaged", damaged_files(loaders, damaged, 500 // divisor, rng)
     yield "checkpoints, an entry replaced", replaced_entries(divisor, rng, root)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from labkit import data, glyphs
+from labkit import archives, glyphs
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # two threads wait for each other for seconds where somebody else computes, too
@@ -197,12 +197,12 @@ def put_archives(raw):
     images = torch.arange(30 * 784).remainder(256).to(torch.uint8).view(30, 28, 28)
     labels = torch.arange(30).remainder(10).to(torch.uint8)
     tensors = images[:20], labels[:20], images[20:], labels[20:]
-    names = (*data.ARCHIVES["train"], *data.ARCHIVES["test"])
-    archives = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
+    names = (*archives.ARCHIVES["train"], *archives.ARCHIVES["test"])
+    contents = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
     raw.mkdir(parents=True, exist_ok=True)
-    for name, content in archives.items():
+    for name, content in contents.items():
         (raw / name).write_bytes(content)
-    return archives
+    return contents
 
 
 @pytest.fixture
