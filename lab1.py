@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 from labkit import checkpoint, cli, data, figures, files, metrics, selection
-from labkit.job import choose_device, exiting_on_signals, has_display
+from labkit.job import choose_device, exiting_on_signals
 from labkit.page import explore_page
 
 MAX_UNITS_DRAWN = 29  # with the input 10 rows of 3
@@ -34,6 +34,7 @@ class Lab(NamedTuple):
     """What every test gets. Images are float32 (N, 784) in [0, 1]."""
 
     model: torch.nn.Module
+    weights: str  # the name of their file
     dataset: str  # its name
     images: torch.Tensor  # the whole test set
     labels: torch.Tensor  # int64 (N,)
@@ -57,15 +58,15 @@ def reconstruction(lab, figure):
     outputs = lab.model(lab.shown)
     errors = metrics.mse_per_image(outputs, lab.shown)
     captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.names, errors)]
-    title = (f"Reconstruction on {lab.dataset}: input | output. "
-             f"MSE over the whole test set {numbers['mse']:.4f}")
+    title = (f"Reconstruction on {lab.dataset} by {lab.weights}\n"
+             f"input | output. MSE over the whole test set: {numbers['mse']:.4f}")
     rows = torch.stack([lab.shown, outputs], 1)
     figures.image_rows(figure, title, rows, captions, columns=5)
     return numbers
 
 
 def denoising(lab, figure):
-    """Step 5: draw input | with noise * N(0, 1) | output; return the numbers over the whole test set."""
+    """Step 5: draw clean | with noise * N(0, 1) | output; return the numbers over the whole test set."""
     numbers = metrics.denoising(lab.model, lab.images, lab.noise, lab.seed)
     print_mse(f"with {lab.noise:g} x noise", numbers["noisy_mse"])
     print_mse("denoised", numbers["mse"])
@@ -75,11 +76,11 @@ def denoising(lab, figure):
     outputs = lab.model(noisy)
     before = metrics.mse_per_image(noisy, lab.shown)
     after = metrics.mse_per_image(outputs, lab.shown)
-    captions = [f"{name}: MSE {a:.4f} to {b:.4f}" for name, a, b in zip(lab.names, before, after)]
-    title = (f"Denoising on {lab.dataset}: input | with {lab.noise:g} x noise | output. "
-             f"MSE over the whole test set {numbers['noisy_mse']:.4f} to {numbers['mse']:.4f}")
+    captions = [f"{name}: MSE {a:.4f} → {b:.4f}" for name, a, b in zip(lab.names, before, after)]
+    title = (f"Denoising on {lab.dataset} by {lab.weights}\nclean | with {lab.noise:g} × noise | output. "
+             f"MSE over the whole test set: {numbers['noisy_mse']:.4f} → {numbers['mse']:.4f}")
     rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
-    figures.image_rows(figure, title, rows, captions, columns=2)
+    figures.image_rows(figure, title, rows, captions, columns=5)
     return numbers
 
 
@@ -94,8 +95,9 @@ def interpolation(lab, figure):
         names = [*names, selection.test_image_name(lab.labels, len(lab.images) - 1)]
 
     start, end = shown[::2], shown[1::2]
-    captions = [f"{a} to {b}" for a, b in zip(names[::2], names[1::2])]
-    title = f"Interpolation on {lab.dataset}: start | {lab.steps} decoded codes | end"
+    captions = [f"{a} → {b}" for a, b in zip(names[::2], names[1::2])]
+    title = (f"Interpolation on {lab.dataset} by {lab.weights}\n"
+             f"start | {lab.steps} images decoded on the line between their codes | end")
     rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
     figures.image_rows(figure, title, rows, captions, columns=1)
     return {"steps": lab.steps}
@@ -112,7 +114,7 @@ def interpolate(model, start, end, steps):
 
 
 def bottleneck(lab, figure):
-    """Draw the first shown image with each unit moved over its range; return each unit's importance."""
+    """Draw the first shown image with each unit moved over its range; return the numbers of the units."""
     codes = lab.model.encode(lab.images)
     activity = (codes > 0).float().mean(0)
     importance = metrics.importance(lab.model, codes, lab.images)
@@ -134,7 +136,7 @@ def bottleneck(lab, figure):
                 for values in zip(order, low, high, activity[order], importance[order])]
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
-    title = f"What each unit does on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
+    title = f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
     return {"units": units, "live_units": live, "active_fraction_of_each_unit": activity.tolist(),
             "importance_of_each_unit": importance.tolist()}
@@ -171,7 +173,8 @@ def set_up(args):
           f"{model.fc2.out_features} bottleneck units, on {device}")
     if trained_on and not args.dataset:
         print(f"the checkpoint beside {args.load} says that it was trained on {trained_on}")
-    return Lab(model, dataset, images, labels, shown, names, args.noise, args.steps, args.seed)
+    weights = "/".join(args.load.parts[-2:])
+    return Lab(model, weights, dataset, images, labels, shown, names, args.noise, args.steps, args.seed)
 
 
 @torch.inference_mode()
@@ -194,7 +197,7 @@ def run_tests(lab, args, out):
     for name in [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"]):
         files.require_writable(out / name)
 
-    pyplot = figures.interactive_pyplot() if has_display() and not args.no_show else None
+    pyplot = None if args.no_show else figures.interactive_pyplot()
     results = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
                "dataset": lab.dataset, "test_images": len(lab.images), "torch": torch.__version__,
                "python": platform.python_version()}
@@ -219,11 +222,10 @@ def explore(lab, args, out):
     path = out / "explore.html"
     files.require_writable(path)
     importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
-    weights_name = "/".join(args.load.parts[-2:])
-    page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, weights_name)
+    page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, lab.weights)
     files.write(path, page.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
-    if has_display() and not args.no_show:
+    if figures.has_display() and not args.no_show:
         webbrowser.open(path.resolve().as_uri())
 
 
@@ -242,14 +244,14 @@ def parse(argv):
         help="step 5 adds S * N(0, 1) (default: %(default)s)")
     add("--steps", type=int, default=8, metavar="N",
         help="images that step 6 decodes from start to end (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
     add("--out", type=Path, metavar="DIR",
         help="folder of the figures and metrics.json (default: outputs/<dataset>)")
     add("--explore", action="store_true",
         help="write explore.html instead, a page to play with the network, and open it in the browser")
     add("--no-show", action="store_true",
         help="open no windows and no browser (without a display none open anyway)")
-    parser.add_shared_options(data.DATASETS)
+    parser.add_shared_options(data.DATASETS, "the one the weights were trained on if known, else as train.py")
     return parser.parse_args(argv)
 
 

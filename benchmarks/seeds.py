@@ -60,7 +60,7 @@ def train_once(run, data_dir, threads):
         history = checkpoint.read(f"{folder}/model.ckpt")["history"]
 
     _, train_set, test_set = data.load(run["dataset"], data_dir, "train", "test")
-    dead = int((metrics.evaluate(model, train_set.in_order())[1] == 0).sum())
+    dead = int((metrics.activity(model, train_set.in_order()) == 0).sum())
     images = data.to_float(test_set.images)
     with torch.inference_mode():
         denoised = model(images + 0.2 * metrics.normal_like(images, 0))
@@ -94,11 +94,13 @@ def draw(rows):
     """Return a figure of the test MSE of every seed in `rows`, above it how many of its units are dead."""
     title = "Test MSE after {epochs} epochs, {dataset}, {bottleneck} units: one dot per seed"
     figure = Figure((8, 4), layout="constrained")
-    axes = figure.add_subplot(title=title.format(**rows[0]), xlabel="seed", ylabel="test MSE", ymargin=0.1)
+    axes = figure.add_subplot(title=title.format(**rows[0]), xlabel="seed", ylabel="test MSE", ymargin=0.15)
     for init, color in (("report", "tab:red"), ("mean", "tab:blue")):
         runs = [row for row in rows if row["init"] == init]
         seeds, mse = [int(row["seed"]) for row in runs], [float(row["test_mse"]) for row in runs]
-        axes.plot(seeds, mse, "o", color=color, label=f"{STARTS[init]} start; a number: dead units")
+        dead = sum(int(row["dead"]) for row in runs)
+        label = f"{STARTS[init]} start, {dead} dead units" + (": how many in each seed" if dead else "")
+        axes.plot(seeds, mse, "o", color=color, label=label)
         for row, *dot in zip(runs, seeds, mse):
             if row["dead"] != "0":
                 axes.annotate(row["dead"], dot, (0, 6), textcoords="offset points", ha="center", color=color)

@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,8 @@ def can_write(format):
         return False
 
 
-def loss_curve(figure, history, dataset):
-    """Draw the training and test loss of every epoch in `history` on `dataset`."""
+def loss_curve(figure, history, dataset, noise):
+    """Draw the loss of every epoch in `history` on `dataset`; `noise` times N(0, 1) was added in training."""
     figure.set_size_inches(7, 4)
     figure.subplots_adjust(left=0.11, right=0.97, bottom=0.12, top=0.92)
     last = history[-1]
@@ -36,7 +38,8 @@ def loss_curve(figure, history, dataset):
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")
     epochs = [epoch["epoch"] for epoch in history]
     marker = "." if len(history) < 10 else ""  # without one, a line of one point is invisible
-    axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label="training images")
+    training = "training images" + (f" with {noise:g} × noise" if noise else "")
+    axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label=training)
     axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
     axes.set_xlim(0.5, last["epoch"] + 0.5)
     axes.set_ylim(bottom=0)
@@ -52,6 +55,7 @@ def image_rows(figure, title, rows, captions, columns):
     They stand in `columns`, or more if the figure would be taller than a screen. Return the axes of each row.
     """
     count, length, _ = rows.shape
+    columns = min(columns, count)
     width = 10 if count <= 30 else 16  # inches, as all sizes below
     title_height = 0.35 + 0.2 * title.count("\n")
     while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height:
@@ -60,11 +64,12 @@ def image_rows(figure, title, rows, captions, columns):
     image_height = width / columns / length
 
     figure.set_size_inches(width, height)
-    figure.suptitle(title, y=1 - 0.1 / height, va="top", parse_math=False)
+    title_size = min(12, 130 * width / max(map(len, title.split("\n"))))  # fits into the figure
+    figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=title_size, parse_math=False)
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
         wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
-    fontsize = min(9, 130 * width / columns / max(map(len, captions)))  # fits into a column
+    fontsize = min(9, 125 * width / columns / max(map(len, captions)))  # fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
     pictures = pictures.transpose(1, 2).flatten(2).numpy(force=True)
@@ -85,7 +90,7 @@ def unit_caption(unit, low, high, activity, importance):
     """Return the caption of the row of a bottleneck unit."""
     if activity == 0:
         return f"unit {unit}: DEAD, active on no test image"
-    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.0%}, carries {importance:.0%}"
+    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.1%}, carries {importance:.0%}"
 
 
 def unit_rows(figure, title, examples, rows, captions, positions):
@@ -97,7 +102,8 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     _, length, pixels = rows.shape
     blank = torch.ones(1, length - 2, pixels, device=rows.device)
     first = torch.cat([examples[None], blank], 1)
-    title += "\nred: the image's own value. carries: how much of the reconstruction is lost without the unit"
+    title += ("\nred: this image's value. carries: the unit's share of the error that is added by holding "
+              "one unit after the other at its mean")
     columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
     captions = ["input | output", *captions]
     first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)
@@ -108,8 +114,15 @@ def unit_rows(figure, title, examples, rows, captions, positions):
         axes.plot(x, 28, "^", color="tab:red", markersize=5, clip_on=False)
 
 
+def has_display():
+    """Return whether a window can open; only Linux can be without a display."""
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+
+
 def interactive_pyplot():
     """Return matplotlib.pyplot if it opens windows here, else None."""
+    if not has_display():
+        return None
     import matplotlib.pyplot as plt
     from matplotlib.backends.registry import BackendFilter, backend_registry
 

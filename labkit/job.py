@@ -73,11 +73,6 @@ def choose_device(name=None):
     return device
 
 
-def has_display():
-    """Return whether a window can open; only on Linux may there be none."""
-    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-
-
 @contextmanager
 def handling_signals(handler):
     """Within the block, SIGINT and SIGTERM call `handler(signum, frame)`."""

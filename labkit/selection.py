@@ -55,4 +55,4 @@ def parse_words(words, labels, errors):
 
 def test_image_name(labels, index):
     """Return the name of a test image in figures: its digit and its index."""
-    return f"{labels[index]}, image {index}"
+    return f"{labels[index]} (image {index})"

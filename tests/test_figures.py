@@ -3,6 +3,7 @@ import io
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from labkit import figures
@@ -20,7 +21,7 @@ def pixels(figure, **options):
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_the_loss_curve_shows_losses_over_whole_epochs(count):
     figure, history = Figure(), epochs(count)
-    figures.loss_curve(figure, history, "kmnist")
+    figures.loss_curve(figure, history, "kmnist", noise=0)
     assert pixels(figure).std() > 0.05  # drawn, and not empty
     axes, = figure.axes
     training, test = axes.lines
@@ -37,8 +38,15 @@ def test_the_loss_curve_shows_losses_over_whole_epochs(count):
 
 def test_one_epoch_is_a_point_that_can_be_seen():
     figure = Figure()
-    figures.loss_curve(figure, epochs(1), "mnist")
+    figures.loss_curve(figure, epochs(1), "mnist", noise=0)
     assert {line.get_marker() for line in figure.axes[0].lines} == {"."}
+
+
+def test_the_loss_curve_says_that_the_training_images_were_noisy():
+    figure = Figure()
+    figures.loss_curve(figure, epochs(2), "mnist", noise=0.2)
+    assert [line.get_label() for line in figure.axes[0].lines] == ["training images with 0.2 × noise",
+                                                                   "test images"]
 
 
 def test_captions_and_images_appear_as_given():
@@ -53,6 +61,22 @@ def test_captions_and_images_appear_as_given():
         assert picture[:, -29:-1].equal(row[1].view(28, 28))
         assert axes.images[0].get_clim() == (0, 1)  # the same grey in every row
     assert pixels(figure).std() > 0.1
+
+
+def test_one_image_fills_the_figure():
+    figure = Figure()
+    figures.image_rows(figure, "title", torch.zeros(1, 2, 784), ["7, my7.png"], columns=5)
+    box = figure.axes[0].get_position()
+    assert box.width > 0.9 and box.height > 0.7
+
+
+def test_a_long_title_fits_the_figure():
+    figure = Figure()
+    title = "Reconstruction on mnist by " + "a-long-name-of-a-folder/" * 5 + "model.pth\nshort"
+    figures.image_rows(figure, title, torch.zeros(10, 2, 784), ["a"] * 10, columns=5)
+    FigureCanvasAgg(figure).draw()
+    drawn = figure._suptitle.get_window_extent()
+    assert 0 < drawn.x0 and drawn.x1 < figure.bbox.width
 
 
 def test_100_images_fit_a_screen():
@@ -73,10 +97,37 @@ def test_each_unit_has_a_row_and_a_mark_where_the_image_stands():
 def test_formats_are_those_that_matplotlib_can_write():
     assert figures.can_write("png") and figures.can_write("svg") and figures.can_write("pdf")
     assert not figures.can_write("xyz") and not figures.can_write("")
-    assert bytes(figures.to_bytes(Figure(), "svg")).startswith(b"<?xml")
+    assert figures.to_bytes(Figure(), "svg").startswith(b"<?xml")
 
 
-def test_windows_open_where_the_backend_has_them(monkeypatch):
+@pytest.fixture
+def display(monkeypatch):
+    """Set or unset what tells whether Linux has a display."""
+
+    def display(name):
+        for variable in ("DISPLAY", "WAYLAND_DISPLAY"):
+            monkeypatch.delenv(variable, raising=False)
+        if name:
+            monkeypatch.setenv(name, "0")
+
+    monkeypatch.setattr(figures.sys, "platform", "linux")
+    return display
+
+
+def test_only_linux_can_be_without_a_display(display, monkeypatch):
+    display(None)
+    assert not figures.has_display()
+    display("WAYLAND_DISPLAY")
+    assert figures.has_display()
+    display(None)
+    monkeypatch.setattr(figures.sys, "platform", "darwin")
+    assert figures.has_display()
+
+
+def test_windows_open_where_there_is_a_display_and_the_backend_has_them(display, monkeypatch):
+    display("DISPLAY")
     assert figures.interactive_pyplot() is None  # Agg
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
     assert figures.interactive_pyplot() is plt
+    display(None)
+    assert figures.interactive_pyplot() is None

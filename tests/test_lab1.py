@@ -26,7 +26,7 @@ def no_figures_left():
 
 @pytest.fixture
 def weights(folder):
-    """Write the weights of an untrained network with so many units to model.pth and return the network."""
+    """Write the weights of an untrained network with `bottleneck` units to model.pth; return the network."""
 
     def weights(bottleneck=8, dead=()):
         torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_images_of_choice_and_own_pictures_are_in_every_figure(weights):
     weights()
     draw_seven("my7.png")
     lab = lab1.set_up(lab1.parse([*GLYPHS, "-i", "my7.png", "3", "299"]))
-    three, last = f"{lab.labels[3]}, image 3", f"{lab.labels[299]}, image 299"
+    three, last = f"{lab.labels[3]} (image 3)", f"{lab.labels[299]} (image 299)"
     figures = [Figure() for _ in lab1.TESTS]
     for test, figure in zip(lab1.TESTS.values(), figures):
         test(lab, figure)
@@ -128,11 +128,11 @@ def test_images_of_choice_and_own_pictures_are_in_every_figure(weights):
     names = ["my7.png", three, last]
     assert [caption.partition(":")[0] for caption in captions(reconstruction)] == names
     assert [caption.partition(":")[0] for caption in captions(denoising)] == names
-    assert captions(interpolation) == [f"my7.png to {three}", f"{last} to {last}"]
+    assert captions(interpolation) == [f"my7.png → {three}", f"{last} → {last}"]
     assert "my7.png, one unit moved" in bottleneck.get_suptitle()
     for figure in figures:
         assert images_in(figure.axes[0])[0].equal(read_picture("my7.png"))
-        assert "glyphs" in figure.get_suptitle()
+        assert "model.pth" in figure.get_suptitle() and "glyphs" in figure.get_suptitle()
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def lab(weights):
     """A network with four units, of which number 2 is dead, and three images to show."""
     model, test = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
     images = data.to_float(test.images)
-    return lab1.Lab(model, "glyphs", images, test.labels, images[:3], ["a", "b", "c"], noise=0.1, steps=5,
-                    seed=7)
+    return lab1.Lab(model, "model.pth", "glyphs", images, test.labels, images[:3], ["a", "b", "c"],
+                    noise=0.1, steps=5, seed=7)
 
 
 @torch.inference_mode()
@@ -172,7 +172,7 @@ def test_denoising_draws_the_noisy_image_and_what_becomes_of_it(lab):
         expected = torch.stack([lab.shown[i], noisy[i].clamp(0, 1), outputs[i]])
         torch.testing.assert_close(images_in(axes), expected)
         before, after = ((x[i] - lab.shown[i]).square().mean() for x in (noisy, outputs))
-        assert axes.get_title() == f"{name}: MSE {before:.4f} to {after:.4f}"
+        assert axes.get_title() == f"{name}: MSE {before:.4f} → {after:.4f}"
 
 
 @torch.inference_mode()
@@ -201,7 +201,7 @@ def test_each_unit_is_moved_over_its_range_the_most_important_first_and_the_dead
     torch.testing.assert_close(images_in(figure.axes[0])[:2], examples)
     for unit, axes in zip(order, figure.axes[1:]):
         low, high = codes[:, unit].quantile(0.01), codes[:, unit].quantile(0.99)
-        assert axes.get_title() == (f"unit {unit}: {low:.1f} to {high:.1f}, active on 100%, "
+        assert axes.get_title() == (f"unit {unit}: {low:.1f} to {high:.1f}, active on 100.0%, "
                                     f"carries {importance[unit]:.0%}")
         for position, value in ((0, low), (10, high)):
             moved = code.clone()
@@ -252,7 +252,7 @@ def test_windows_open_after_the_files_are_written_where_there_is_a_display(weigh
     weights()
     opened = []
     monkeypatch.setattr(plt, "show", lambda: opened.append((folder / "out/reconstruction.png").exists()))
-    monkeypatch.setattr(lab1, "has_display", lambda: True)
+    monkeypatch.setattr(lab1.figures, "has_display", lambda: True)
     arguments = [*(option for option in GLYPHS if option != "--no-show"), "--step", "4"]
     lab1.main(arguments)  # with a backend without windows
     assert opened == [] and not recwarn.list
@@ -260,7 +260,7 @@ def test_windows_open_after_the_files_are_written_where_there_is_a_display(weigh
     lab1.main(arguments)
     assert opened == [True]
     lab1.main([*arguments, "--no-show"])
-    monkeypatch.setattr(lab1, "has_display", lambda: False)
+    monkeypatch.setattr(lab1.figures, "has_display", lambda: False)
     lab1.main(arguments)
     assert opened == [True]
 
@@ -269,7 +269,7 @@ def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(wei
     weights()
     opened = []
     monkeypatch.setattr(lab1.webbrowser, "open", opened.append)
-    monkeypatch.setattr(lab1, "has_display", lambda: True)
+    monkeypatch.setattr(lab1.figures, "has_display", lambda: True)
     lab1.main([*GLYPHS, "--explore"])
     assert os.listdir("out") == ["explore.html"] and opened == []
     lab1.main([*(option for option in GLYPHS if option != "--no-show"), "--explore"])

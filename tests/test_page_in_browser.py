@@ -348,7 +348,9 @@ def test_interpolation_plays_from_the_image_held_to_the_input(open_page):
     browser.execute_script("drawFrame(7010)")
     assert mix.get_property("value") == "1" and play.text == "Play"
     assert torch.equal(state(browser)[1], end) and torch.equal(state(browser)[2], output)
-    press(browser, "p", Keys.ARROW_RIGHT)  # whatever else one does stops it
+    press(browser, "p")
+    assert play.text == "Stop"
+    press(browser, Keys.ARROW_RIGHT)  # whatever else one does stops it
     assert play.text == "Play"
 
 
@@ -384,13 +386,10 @@ def test_it_fits_the_screen_and_fingers(open_page, width):
     assert all(size >= 32 and left >= 0 and right <= width for size, left, right in sizes)
 
 
-def test_everything_to_operate_has_a_name(open_page):
+def test_controls_have_names_and_sliders_stand_below_one_another(open_page):
     browser = open_page()
     elements = browser.find_elements(By.CSS_SELECTOR, "button, input, canvas, svg[role]")
-    assert all(element.accessible_name for element in elements)
+    assert elements and all(element.accessible_name for element in elements)
     sliders = browser.find_elements(By.CSS_SELECTOR, ".unit input")
     tops = [slider.rect["y"] for slider in sliders]
     assert all(a < b for a, b in pairwise(tops))
-
-
-

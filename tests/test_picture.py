@@ -135,7 +135,7 @@ def test_a_picture_that_cannot_be_used_is_refused_in_one_line(tmp_path):
         text = str(raised.value)
         assert text.startswith(str(tmp_path / name)) and "\n" not in text
 
-    with pytest.raises(PictureError):
+    with pytest.raises(PictureError, match=f"^{tmp_path} cannot be read: Is a directory"):
         read_picture(tmp_path)
 
 

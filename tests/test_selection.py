@@ -43,7 +43,7 @@ def test_pictures_and_test_images_come_in_the_order_of_the_words(folder):
     draw_seven("my7.png")
     images = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
     shown, names = selection.select(["39", "my7.png", "2"], autoencoderMLP4Layer(), images, LABELS)
-    assert names == ["9, image 39", "my7.png", "2, image 2"]
+    assert names == ["9 (image 39)", "my7.png", "2 (image 2)"]
     assert shown[[0, 2]].equal(images[[39, 2]]) and shown[1].equal(read_picture("my7.png"))
 
 
@@ -52,4 +52,4 @@ def test_the_worst_are_those_that_the_network_reconstructs_worst():
     images = torch.zeros(40, 784)
     images[13] = 1  # an untrained network paints grey
     images[:13] = images[14:] = 0.5
-    assert selection.select(["worst"], autoencoderMLP4Layer(), images, LABELS)[1][0] == "3, image 13"
+    assert selection.select(["worst"], autoencoderMLP4Layer(), images, LABELS)[1][0] == "3 (image 13)"
