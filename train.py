@@ -59,11 +59,11 @@ def train(args, job):
     """Train with the options `args`. A run that ends early leaves its files as after its last whole epoch."""
     start = time.perf_counter()
     args, state = job.on_rank_0(settle_options, args, job.world_size)
-    name, train_set, test_set = job.on_rank_0(data.load, args.dataset, args.data_dir, "train", "test")
+    dataset, train_set, test_set = job.on_rank_0(data.load, args.dataset, args.data_dir, "train", "test")
     train_set, test_set = train_set.to(job.device), test_set.to(job.device)
-    files = files_of_run(args, name, job.rank)
+    files = files_of_run(args, dataset, job.rank)
     job.on_rank_0(files.require_writable)
-    print(f"{name}: {len(train_set):,} training and {len(test_set):,} test images, on {job}")
+    print(f"{dataset}: {len(train_set):,} training and {len(test_set):,} test images, on {job}")
 
     loader = data.batches(train_set, args.batch_size, args.seed, job.rank, job.world_size)
     model, optimizer, scheduler = build(args.bottleneck, train_set, args.init, args.lr, args.seed)
@@ -73,7 +73,8 @@ def train(args, job):
         steps = len(history) * len(loader)
         checkpoint.restore(state, files.checkpoint, model, optimizer, scheduler, steps)
     network = DistributedDataParallel(model) if job.world_size > 1 else model
-    files.snapshot(model, optimizer, history, args)
+    settings = {option: getattr(args, option) for option in DEFAULTS} | {"dataset": dataset}
+    files.snapshot(model, optimizer, history, settings)
 
     with job.deferring_signals():
         try:
@@ -94,12 +95,11 @@ def train(args, job):
 
                 tqdm.write(f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  loss {loss:.4f}  "
                            f"test {test_loss:.4f}")
-                files.snapshot(model, optimizer, history, args)
+                files.snapshot(model, optimizer, history, settings)
                 files.write_checkpoint()
                 job.agree_on_signal()
         finally:
-            if history or args.epochs == 0:  # else there is nothing better than what older files hold
-                files.write_all()
+            files.write_all()
     if job.rank == 0:
         print_summary(model, train_set, test_set, history, start)
 
@@ -118,7 +118,7 @@ def build(bottleneck, train_set, init="mean", lr=1e-3, seed=0):
 def evaluate(model, test_set, job):
     """Return the MSE over the whole test set, of which each process evaluates a part."""
     part = test_set.part(job.rank, job.world_size)
-    mse, _ = metrics.evaluate(model, part.in_order())
+    mse = metrics.mse(model, part.in_order())
     weight = len(part) * job.world_size / len(test_set)  # the parts may differ by an image
     return job.mean(weight * mse)
 
@@ -134,9 +134,9 @@ def require_finite(loss, model, epoch, lr):
 def print_summary(model, train_set, test_set, history, start):
     """Print what a run that began at `start` came to, and warnings on stderr of what went wrong."""
     if not history:
-        print("no epochs: these are the weights of an untrained network")
-    mse, _ = metrics.evaluate(model, test_set.in_order())
-    _, activity = metrics.evaluate(model, train_set.in_order())
+        print("no epochs: the weights are untrained")
+    mse = metrics.mse(model, test_set.in_order())
+    activity = metrics.activity(model, train_set.in_order())
     live, units = int((activity > 0).sum()), len(activity)
     print(f"test MSE {mse:.5f}, PSNR {metrics.psnr(mse.item()):.1f} dB; {live} of {units} bottleneck units "
           f"live on the training images; {time.perf_counter() - start:.1f} s")
@@ -157,7 +157,8 @@ def settle_options(args, world_size):
     """
     path = find_checkpoint(args) if args.resume else None
     state = load_state(path) if path else None
-    for option, value in (state["settings"] if state else DEFAULTS).items():
+    settings = state["settings"] if state else DEFAULTS
+    for option, value in settings.items():
         given = getattr(args, option)
         if given is None:
             setattr(args, option, value)
@@ -166,9 +167,12 @@ def settle_options(args, world_size):
 
     require_ranges(args)
     if args.batch_size % world_size:
-        raise UsageError(f"-b {args.batch_size}: must be a multiple of the {world_size} processes")
-    if state and (done := len(state["history"])) > args.epochs:
-        raise UsageError(f"{path} has {done} epochs already: ask for -e {done} or more")
+        raise UsageError(f"-b {args.batch_size}: must be a multiple of {world_size}, the number of processes")
+    if state:
+        done = len(state["history"])
+        if done > args.epochs:
+            raise UsageError(f"{path} has {done} epochs already: ask for -e {done} or more")
+        print(f"resuming {path} after {done} epochs")
     return args, state
 
 
@@ -205,8 +209,7 @@ def require_ranges(options):
 def files_of_run(args, dataset, rank=0):
     """Return the RunFiles of a run on the data set named `dataset`."""
     folder = Path("outputs", dataset)
-    return RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png", dataset,
-                    DEFAULTS, rank)
+    return RunFiles(args.save or folder / "model.pth", args.plot or folder / "loss.png", rank)
 
 
 def parse(argv):
@@ -227,10 +230,10 @@ def parse(argv):
     add("--init", choices=("mean", "report"),
         help="start from the mean image with live units, or from PyTorch's weights as the report does "
              "(default: mean)")
-    add("--seed", type=int, metavar="N", help="of weights, shuffling and noise (default: 0)")
+    add("--seed", type=int, metavar="N", help="seed of the weights, the shuffling and the noise (default: 0)")
     add("--resume", action="store_true",
-        help="go on from the .ckpt, if there is one, with its settings, to -e epochs")
-    parser.add_shared_options(data.DATASETS)
+        help="continue from the .ckpt, if there is one, with its settings, up to -e epochs")
+    parser.add_shared_options(data.DATASETS, "mnist, and glyphs if mnist is unavailable")
     return parser.parse_args(argv)
 
 

@@ -1,6 +1,6 @@
 """Measures explore.html in headless Chromium: its size, its speed, and ten digits drawn on it.
 
-    python lab1.py -l model.pth --explore
+    python lab1.py -l model.pth --explore --out .
     python benchmarks/page.py explore.html
 
 Speed, over 200 moves of the mouse: from an event's first listener to the end of the frame that shows it;

@@ -4,6 +4,7 @@
 ways between this project and other solutions of the lab. `model.ckpt` is what --resume needs.
 """
 
+import copy
 import io
 import math
 import warnings
@@ -42,7 +43,8 @@ def read(path):
     """Return what torch.save wrote to `path`, on the CPU. Raises CheckpointError, OSError.
 
     The file is a zip archive with a checksum of every member, which torch.load does not compare: a flipped
-    bit would load as another weight. `weights_only` keeps pickles from running code.
+    bit would load as another weight. Files from before PyTorch 1.6 have no checksums. `weights_only` keeps
+    pickles from running code.
     """
     if not Path(path).is_file():
         raise CheckpointError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
@@ -56,7 +58,7 @@ def read(path):
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} is damaged, or not written by torch.save ({error})") from error
     except Exception as error:  # a hostile pickle can raise anything
-        if "Unsupported" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
                                   "torch.save(model.state_dict(), ...)") from error
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
@@ -107,7 +109,7 @@ def model_from_state(state, path):
         raise CheckpointError(f"{path} holds {found}; expected {', '.join(names)}")
 
     for name in names:
-        require_dense(state[name], torch.float32, f"{path}: {name}")
+        require_stored(state[name], torch.float32, f"{path}: {name}")
     N_bottleneck = max(state["fc2.bias"].numel(), 1)
     with torch.device("meta"):
         expected = autoencoderMLP4Layer(N_bottleneck=N_bottleneck).state_dict()
@@ -119,7 +121,7 @@ def model_from_state(state, path):
     return model
 
 
-def require_dense(tensor, dtype, name):
+def require_stored(tensor, dtype, name):
     """Raise CheckpointError unless `tensor`, called `name`, is a tensor whose numbers are all in the file."""
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != dtype or tensor.layout != torch.strided:
         found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
@@ -130,11 +132,11 @@ def require_dense(tensor, dtype, name):
 
 def require_tensor(tensor, expected, name):
     """Raise CheckpointError unless `tensor` has the dtype and the shape of `expected`, and finite numbers."""
-    require_dense(tensor, expected.dtype, name)
+    require_stored(tensor, expected.dtype, name)
     if tensor.shape != expected.shape:
         raise CheckpointError(f"{name} is {tuple(tensor.shape)}; expected {tuple(expected.shape)}")
     if not tensor.isfinite().all():
-        raise CheckpointError(f"{name} holds NaN or infinite numbers; train it anew with a lower --lr")
+        raise CheckpointError(f"{name} holds NaN or infinite numbers: train again with a lower --lr")
 
 
 def require_like(found, expected, name):
@@ -143,18 +145,26 @@ def require_like(found, expected, name):
     `name` says in the error which entry it is.
     """
     if isinstance(expected, torch.Tensor):
-        return require_tensor(found, expected, name)
+        require_tensor(found, expected, name)
+        return
 
     kind = dict if isinstance(expected, dict) else type(expected)  # OrderedDict or dict
     if not isinstance(found, kind) or isinstance(found, bool):
         raise CheckpointError(f"{name} is of type {type(found).__name__}; expected {kind.__name__}")
     if kind is dict:
         if set(found) != set(expected):
-            raise CheckpointError(f"{name} has other entries than {', '.join(map(str, expected))}")
+            raise CheckpointError(f"{name} must have the entries {', '.join(map(str, expected))}, no others")
         for key in expected:
             require_like(found[key], expected[key], f"{name}, {key}")
     elif kind is float and not math.isfinite(found):
         raise CheckpointError(f"{name} is {found}; expected a finite number")
+
+
+def snapshot(model, optimizer, history, settings):
+    """Return a copy of the state of a run, as load_checkpoint() returns it and restore() takes it."""
+    moments = optimizer.state_dict()["state"]
+    state = {"model": model.state_dict(), "optimizer": moments, "history": history, "settings": settings}
+    return copy.deepcopy(state)
 
 
 def load_checkpoint(path, options):
@@ -193,14 +203,14 @@ def restore(state, path, model, optimizer, scheduler, steps):
         optimizer.zero_grad()
     for row in state["history"]:
         if row["learning_rate"] != optimizer.param_groups[0]["lr"]:
-            raise CheckpointError(f"{path}: history, epoch {row['epoch']} has another learning rate than "
-                                  "follows from its losses")
+            raise CheckpointError(f"{path}: history, epoch {row['epoch']} has a learning rate that does "
+                                  "not follow from the losses before it")
         scheduler.step(row["loss"])
 
     fresh = optimizer.state_dict()
     require_like(state["optimizer"], fresh["state"], f"{path}: optimizer")
     for parameter, moments in state["optimizer"].items():
         if moments["step"] != min(steps, ADAM_LIMIT) or (moments["exp_avg_sq"] < 0).any():
-            raise CheckpointError(f"{path}: optimizer, {parameter} is not of {steps} steps of Adam")
+            raise CheckpointError(f"{path}: optimizer, {parameter} does not fit {steps} steps of Adam")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(fresh | {"state": state["optimizer"]})

@@ -22,9 +22,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UsageError(message)
 
-    def add_shared_options(self, datasets):
-        self.add_argument("--dataset", choices=datasets,
-                          help="default: mnist, and glyphs if mnist is unavailable")
+    def add_shared_options(self, datasets, default_dataset):
+        """Add --dataset, --data-dir and --device; `default_dataset` says in words which data set is used."""
+        self.add_argument("--dataset", choices=datasets, help=f"data set (default: {default_dataset})")
         self.add_argument("--data-dir", default="data", metavar="DIR",
                           help="folder of the data sets, downloaded on first use (default: %(default)s)")
         self.add_argument("--device", metavar="NAME",

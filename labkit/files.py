@@ -19,11 +19,16 @@ def require_writable(path):
     if not path.name or (path.exists() and not path.is_file()):  # /dev/null would be replaced
         raise OSError(f"{path} is not a regular file")
     temporary = temporary_path(path)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary.touch()
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch()
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"{path} cannot be written: {temporary.parent} is not a folder") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write(path, content):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import matplotlib
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 
 SIZES = {"train": 60_000, "test": 10_000}
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif",
@@ -25,9 +27,6 @@ def stencils():
 
     As in MNIST, a digit fills 20 of 28 pixels, here twice the size for the detail, and sits in the middle.
     """
-    import matplotlib  # here, like Pillow, since MNIST does not need it
-    from PIL import ImageFont
-
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 80) for name in FONTS]
     return torch.stack([stencil(digit, font) for digit in "0123456789" for font in fonts])
@@ -35,8 +34,6 @@ def stencils():
 
 def stencil(digit, font):
     """Return one digit in one of Pillow's fonts, float32 (1, 56, 56)."""
-    from PIL import Image, ImageDraw
-
     left, top, right, bottom = font.getbbox(digit)
     image = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(image).text((-left, -top), digit, fill=255, font=font)

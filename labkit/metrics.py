@@ -20,18 +20,23 @@ def mse_per_image(outputs, images):
 
 
 @torch.no_grad()
-def evaluate(model, batches):
-    """Return the MSE over all images of `batches`, a scalar tensor, and the activity of each unit.
-
-    The activity, (N_bottleneck,), is the fraction of the images on which a unit is above 0.
-    """
-    error = active = count = 0
+def mse(model, batches):
+    """Return the MSE of the reconstructions of all images of `batches`, a scalar tensor."""
+    total = count = 0
     for images in batches:
-        code = model.encode(images)
-        error += F.mse_loss(model.decode(code), images) * len(images)
-        active += (code > 0).sum(0)
+        total += F.mse_loss(model(images), images) * len(images)
         count += len(images)
-    return error / count, active / count
+    return total / count
+
+
+@torch.no_grad()
+def activity(model, batches):
+    """Return the fraction of all images of `batches` on which each unit is above 0, (N_bottleneck,)."""
+    active = count = 0
+    for images in batches:
+        active += (model.encode(images) > 0).sum(0)
+        count += len(images)
+    return active / count
 
 
 def constant_mse(image, batches):

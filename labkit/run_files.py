@@ -1,6 +1,5 @@
 """The files of a training run, which show it as it was after its last whole epoch."""
 
-import copy
 import csv
 import io
 import math
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from labkit import LabError, UsageError, checkpoint, figures, files
 
@@ -26,12 +26,12 @@ class RunFiles:
     They show the run as it was at the last snapshot(), after a whole epoch.
     """
 
-    def __init__(self, weights, plot, dataset, options, rank=0):
+    def __init__(self, weights, plot, rank=0):
         self.weights, self.checkpoint = Path(weights), checkpoint.checkpoint_path(weights)
         self.plot = Path(plot)
         self.csv = self.plot.parent / f"{self.plot.stem}.csv"
         self.format = self.plot.suffix[1:].lower() or "png"
-        self.dataset, self.options, self.rank = dataset, options, rank
+        self.rank = rank
         self.state = None
         self.last_attempt = -math.inf  # to write the checkpoint, in seconds
         self.warned = False
@@ -43,18 +43,15 @@ class RunFiles:
             raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need "
                              "four different names")
         if not figures.can_write(self.format):
-            raise UsageError(f"-p {self.plot}: not a format that matplotlib can write here, "
+            raise UsageError(f"-p {self.plot}: matplotlib cannot write this format here: "
                              "try .png, .pdf or .svg")
         for path in paths:
             files.require_writable(path)
 
-    def snapshot(self, model, optimizer, history, args):
+    def snapshot(self, model, optimizer, history, settings):
         """Keep a copy of the run as it is after a whole epoch."""
         if self.rank == 0:
-            settings = {option: getattr(args, option) for option in self.options} | {"dataset": self.dataset}
-            moments = optimizer.state_dict()["state"]
-            self.state = copy.deepcopy({"model": model.state_dict(), "optimizer": moments,
-                                        "history": history, "settings": settings})
+            self.state = checkpoint.snapshot(model, optimizer, history, settings)
 
     def write_checkpoint(self):
         """Write the checkpoint if the last one is CHECKPOINT_SECONDS old; warn once if that fails."""
@@ -64,23 +61,31 @@ class RunFiles:
             files.write(self.checkpoint, checkpoint.to_bytes(self.state))
         except OSError as error:
             if not self.warned:
-                print(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a checkpoint",
-                      file=sys.stderr)
+                warning = f"{self.checkpoint}: {error.strerror}; training goes on without a checkpoint"
+                tqdm.write(f"warning: {warning}", file=sys.stderr)  # above the progress bar
             self.warned = True
         self.last_attempt = time.monotonic()
 
     def write_all(self):
-        """Write every file, the loss curve and its numbers once there are any. Raises SaveError."""
+        """Write every file, or none if not one of the epochs was completed. Raises SaveError.
+
+        A run of no epochs has no loss curve.
+        """
         if self.rank > 0:
             return
+        history, settings = self.state["history"], self.state["settings"]
+        if settings["epochs"] > 0 and not history:  # older files are worth more than an untrained network
+            print("no epoch was completed: nothing was written")
+            return
+
         weights = {name: tensor.cpu() for name, tensor in self.state["model"].items()}
         contents = {self.weights: checkpoint.to_bytes(weights),
                     self.checkpoint: checkpoint.to_bytes(self.state)}
-        if self.state["history"]:
+        if history:
             figure = Figure()
-            figures.loss_curve(figure, self.state["history"], self.dataset)
+            figures.loss_curve(figure, history, settings["dataset"], settings["noise"])
             contents[self.plot] = figures.to_bytes(figure, self.format)
-            contents[self.csv] = csv_bytes(self.state["history"])
+            contents[self.csv] = csv_bytes(history)
 
         failed = []
         for path, content in contents.items():
@@ -89,10 +94,8 @@ class RunFiles:
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         if failed:
-            raise SaveError(f"{'; '.join(failed)}: the old files are kept; fix that and run it again")
-
-        done, epochs = len(self.state["history"]), self.state["settings"]["epochs"]
-        print(f"wrote {', '.join(map(str, contents))} after {done} of {epochs} epochs")
+            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run it again")
+        print(f"wrote {', '.join(map(str, contents))} after {len(history)} of {settings['epochs']} epochs")
 
 
 def csv_bytes(rows):

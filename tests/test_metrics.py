@@ -29,8 +29,9 @@ def test_psnr_is_in_decibels_of_the_whole_range():
     assert metrics.psnr(0) > 100 and math.isfinite(metrics.psnr(0))  # JSON has no infinity
 
 
-def test_evaluate_is_over_all_images_and_names_the_active_fraction_of_each_unit(model, images):
-    mse, activity = metrics.evaluate(model, [images[:200], images[200:]])
+def test_mse_and_the_active_fraction_of_each_unit_are_over_all_images(model, images):
+    batches = images[:200], images[200:]
+    mse, activity = metrics.mse(model, batches), metrics.activity(model, batches)
     theirs = Report(N_bottleneck=4)
     theirs.load_state_dict(model.state_dict())
     expected = (theirs(images) - images).square().mean().item()

@@ -1,6 +1,5 @@
 import csv
 import os
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ from labkit import UsageError, checkpoint, data, run_files
 @pytest.fixture
 def files(tmp_path):
     """The files of a run after its first epoch."""
-    files = run_files.RunFiles(tmp_path / "model.pth", tmp_path / "loss.png", "kmnist", train.DEFAULTS)
+    files = run_files.RunFiles(tmp_path / "model.pth", tmp_path / "loss.png")
     snapshot(files, epochs=1)
     return files
 
@@ -22,7 +21,7 @@ def snapshot(files, epochs):
     model, optimizer, _ = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
     row = {"loss": 0.1, "test_loss": 0.1, "learning_rate": 0.001, "seconds": 1.0}
     history = [{"epoch": number} | row for number in range(1, epochs + 1)]
-    files.snapshot(model, optimizer, history, Namespace(**train.DEFAULTS))
+    files.snapshot(model, optimizer, history, train.DEFAULTS | {"dataset": "kmnist"})
     return model
 
 
@@ -53,9 +52,17 @@ def test_what_is_kept_does_not_change_with_the_network(files):
     assert checkpoint.load_weights(files.weights).fc1.bias.equal(before)
 
 
+def test_before_the_first_epoch_is_complete_nothing_is_written(tmp_path, capsys):
+    files = run_files.RunFiles(tmp_path / "model.pth", tmp_path / "loss.png")
+    snapshot(files, epochs=0)
+    files.write_all()
+    assert capsys.readouterr().out == "no epoch was completed: nothing was written\n"
+    assert os.listdir(tmp_path) == []
+
+
 def test_ranks_above_0_write_nothing(tmp_path):
     weights, plot = tmp_path / "model.pth", tmp_path / "loss.png"
-    files = run_files.RunFiles(weights, plot, "kmnist", train.DEFAULTS, rank=1)
+    files = run_files.RunFiles(weights, plot, rank=1)
     snapshot(files, epochs=1)
     files.write_checkpoint()
     files.write_all()
@@ -76,7 +83,7 @@ def test_the_numbers_of_the_loss_curve_can_be_read(files):
     ("a.pth", "x.y/b", "x.y/b.csv"),
 ])
 def test_where_the_files_go(weights, plot, csv):
-    files = run_files.RunFiles(weights, plot, "mnist", train.DEFAULTS)
+    files = run_files.RunFiles(weights, plot)
     assert str(files.checkpoint) == "a.ckpt" and str(files.csv) == csv
 
 
@@ -84,5 +91,5 @@ def test_where_the_files_go(weights, plot, csv):
                                            ("a.pth", "./a.pth"), ("a.pth", "loss.csv")])
 def test_files_need_names_of_their_own(weights, plot, folder):
     with pytest.raises(UsageError, match="need four different names"):
-        run_files.RunFiles(weights, plot, "mnist", train.DEFAULTS).require_writable()
+        run_files.RunFiles(weights, plot).require_writable()
     assert os.listdir(folder) == []
