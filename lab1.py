@@ -137,6 +137,8 @@ def bottleneck(lab, figure):
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
     title = f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
+    if len(order) < units:
+        title += f"\n{len(order)} of {units} units, the most important first"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
     return {"units": units, "live_units": live, "active_fraction_of_each_unit": activity.tolist(),
             "importance_of_each_unit": importance.tolist()}
@@ -173,7 +175,7 @@ def set_up(args):
           f"{model.fc2.out_features} bottleneck units, on {device}")
     if trained_on and not args.dataset:
         print(f"the checkpoint beside {args.load} says that it was trained on {trained_on}")
-    weights = "/".join(args.load.parts[-2:])
+    weights = figures.label("/".join(args.load.parts[-2:]), 60)
     return Lab(model, weights, dataset, images, labels, shown, names, args.noise, args.steps, args.seed)
 
 
@@ -194,8 +196,8 @@ def run(args):
 def run_tests(lab, args, out):
     """Write a figure per test to the folder `out`, and metrics.json if all tests run; show the figures."""
     tests = [STEPS[args.step]] if args.step else list(TESTS)
-    for name in [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"]):
-        files.require_writable(out / name)
+    names = [f"{test}.png" for test in tests] + ([] if args.step else ["metrics.json"])
+    files.require_writable(*(out / name for name in names))
 
     pyplot = None if args.no_show else figures.interactive_pyplot()
     results = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
@@ -220,9 +222,9 @@ def run_tests(lab, args, out):
 def explore(lab, args, out):
     """Write a page to play with the network, and open it where there is a display."""
     path = out / "explore.html"
-    files.require_writable(path)
     importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
     page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, lab.weights)
+    files.require_writable(path)
     files.write(path, page.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
     if figures.has_display() and not args.no_show:

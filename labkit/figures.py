@@ -4,6 +4,7 @@ import io
 import math
 import os
 import sys
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,19 @@ CAPTION_HEIGHT = 0.25
 def to_bytes(figure, format="png"):
     """Return a Figure as the bytes of a file in `format`, one of matplotlib's. Raises ValueError."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
+        figure.savefig(buffer, format=format, dpi=150)
     return buffer.getvalue()
+
+
+def label(name, length):
+    """Return the name of a file as figures show it: one line of at most `length` characters."""
+    text = " ".join(name.encode("utf-8", "replace").decode().split())
+    if len(text) <= length:
+        return text
+    half = (length - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def can_write(format):
@@ -69,7 +81,7 @@ def image_rows(figure, title, rows, captions, columns):
     figure.subplots_adjust(
         left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
         wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
-    fontsize = min(9, 125 * width / columns / max(map(len, captions)))  # fits into a column
+    fontsize = min(9, 110 * width / columns / max(map(len, captions)))  # fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
     pictures = pictures.transpose(1, 2).flatten(2).numpy(force=True)
@@ -90,7 +102,7 @@ def unit_caption(unit, low, high, activity, importance):
     """Return the caption of the row of a bottleneck unit."""
     if activity == 0:
         return f"unit {unit}: DEAD, active on no test image"
-    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.1%}, carries {importance:.0%}"
+    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.1%}, carries {importance:.1%}"
 
 
 def unit_rows(figure, title, examples, rows, captions, positions):

@@ -1,10 +1,11 @@
 """The images that lab1.py shows: what the words of -i choose."""
 
+import os
 from pathlib import Path
 
 import torch
 
-from labkit import UsageError
+from labkit import UsageError, figures
 from labkit.metrics import mse_per_image
 from labkit.picture import read_picture
 
@@ -20,7 +21,8 @@ def select(words, model, images, labels):
     errors = mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
     chosen = parse_words(words, labels, errors)
     shown = [images[item] if isinstance(item, int) else read_picture(item).to(images) for item in chosen]
-    names = [test_image_name(labels, item) if isinstance(item, int) else Path(item).name for item in chosen]
+    names = [test_image_name(labels, item) if isinstance(item, int) else figures.label(Path(item).name, 24)
+             for item in chosen]
     return torch.stack(shown), names
 
 
@@ -33,16 +35,16 @@ def parse_words(words, labels, errors):
     if not words:
         return [(labels == digit).nonzero()[0].item() for digit in labels.unique()]
 
-    chosen = []
+    chosen, digits = [], [str(label) for label in labels.tolist()]
     for word in words:
         if word in ("worst", "best"):
             found = errors.argsort(descending=word == "worst").tolist()[:PER_WORD]
-        elif word.startswith("digit=") and word[6:].isdecimal():
-            found = (labels == int(word[6:])).nonzero().flatten().tolist()[:PER_WORD]
+        elif word.startswith("digit="):
+            found = [index for index, digit in enumerate(digits) if word == f"digit={digit}"][:PER_WORD]
         elif word.isdecimal():
-            found = [int(word)] if int(word) < len(labels) else []
+            found = [int(word)] if len(word) < 10 and int(word) < len(labels) else []
         else:
-            found = [word] if Path(word).suffix or Path(word).is_file() else []
+            found = [word] if Path(word).suffix or os.path.isfile(word) else []
         if not found:
             raise UsageError(f"-i {word}: expected an index from 0 to {len(labels) - 1}, worst, best, "
                              "digit=0 ... digit=9 or a picture file")

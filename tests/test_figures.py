@@ -79,6 +79,31 @@ def test_a_long_title_fits_the_figure():
     assert 0 < drawn.x0 and drawn.x1 < figure.bbox.width
 
 
+@pytest.mark.parametrize("count, name", [(10, "5 (image 6386)"), (30, "5 (image 6386)"),
+                                         (100, "5 (image 6386)"), (10, "IMG_2025112…3456789.jpg")])
+def test_captions_leave_a_gap_between_them(count, name):
+    figure = Figure()
+    captions = [f"{name}: MSE 0.0161 → 0.0917"] * count
+    figures.image_rows(figure, "title", torch.zeros(count, 3, 784), captions, columns=5)
+    FigureCanvasAgg(figure).draw()
+    first, second = (axes.title.get_window_extent() for axes in figure.axes[:2])
+    assert second.x0 - first.x1 > 5 and first.x0 > 0
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("my7.png", "my7.png"),
+    ("two\nlines.png", "two lines.png"),
+    ("\udcff.png", "?.png"),
+    ("a" * 20 + "b" * 20 + ".png", "aaaaaaaaaaa…bbbbbbb.png"),
+])
+def test_a_files_name_is_one_short_line_that_can_be_drawn(name, expected, recwarn):
+    assert figures.label(name, 24) == expected
+    figure = Figure()
+    figure.suptitle(expected + " 数")
+    figures.to_bytes(figure)
+    assert not recwarn.list
+
+
 def test_100_images_fit_a_screen():
     figure, rows = Figure(), torch.zeros(100, 3, 784)
     figures.image_rows(figure, "title", rows, ["9, image 9999: MSE 0.0123 to 0.0123"] * 100, columns=2)

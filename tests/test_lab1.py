@@ -202,7 +202,7 @@ def test_each_unit_is_moved_over_its_range_the_most_important_first_and_the_dead
     for unit, axes in zip(order, figure.axes[1:]):
         low, high = codes[:, unit].quantile(0.01), codes[:, unit].quantile(0.99)
         assert axes.get_title() == (f"unit {unit}: {low:.1f} to {high:.1f}, active on 100.0%, "
-                                    f"carries {importance[unit]:.0%}")
+                                    f"carries {importance[unit]:.1%}")
         for position, value in ((0, low), (10, high)):
             moved = code.clone()
             moved[unit] = value
@@ -296,7 +296,7 @@ MISTAKES = [
     (["-l", "missing.pth"], "missing.pth does not exist", 1),
     (["-l", "folder"], "folder is not a file", 1),
     (["-l", "text.pth"], "text.pth is damaged, or not written by torch.save", 1),
-    (["-l", "other.pth"], "expected fc1.weight", 1),
+    (["-l", "other.pth"], "expected the network's state_dict: fc1.weight", 1),
     (["-l", "huge.pth"], "huge.pth gives codes or outputs that are not finite: train", 1),
     (["-l", "huge.pth", "--explore"], "huge.pth gives codes or outputs that are not finite: train", 1),
     (["--out", "text.pth"], "text.pth", 1),
