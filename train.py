@@ -163,7 +163,8 @@ def settle_options(args, world_size):
         if given is None:
             setattr(args, option, value)
         elif state and given != value and option != "epochs":
-            raise UsageError(f"{path} was made with --{option.replace('_', '-')} {value}, not {given}")
+            raise UsageError(f"{path} was made with --{option.replace('_', '-')} {value}, not {given}: "
+                             "leave the option or --resume out")
 
     require_ranges(args)
     if args.batch_size % world_size:
@@ -172,7 +173,7 @@ def settle_options(args, world_size):
         done = len(state["history"])
         if done > args.epochs:
             raise UsageError(f"{path} has {done} epochs already: ask for -e {done} or more")
-        print(f"resuming {path} after {done} epochs")
+        print(f"resuming {path} after epoch {done}")
     return args, state
 
 

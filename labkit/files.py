@@ -1,6 +1,7 @@
 """Files written atomically: each is absent, unchanged or complete at any moment."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -10,12 +11,26 @@ def temporary_path(path):
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def require_writable(path):
-    """Make the folder of `path`; raise OSError unless a file can be written there.
+def require_writable(*paths):
+    """Make the folders of `paths`; raise OSError, and leave nothing, unless a file can be written at each.
 
     For use before the work, which would be lost otherwise.
     """
-    path = Path(path)
+    made = []
+    try:
+        for path in paths:
+            folder = temporary_path(path).parent
+            made += [folder for folder in (folder, *folder.parents) if not folder.exists()]
+            try_to_write(Path(path))
+    except OSError:
+        for folder in sorted(made, reverse=True):  # the deepest first
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def try_to_write(path):
+    """Raise OSError, which names `path`, unless a file can be written there; make its folder."""
     if not path.name or (path.exists() and not path.is_file()):  # /dev/null would be replaced
         raise OSError(f"{path} is not a regular file")
     temporary = temporary_path(path)

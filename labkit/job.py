@@ -28,8 +28,7 @@ class Stopped(LabError):
     """SIGINT or SIGTERM ended the training."""
 
     def __init__(self, signum):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command with --resume to "
-                         "continue")
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.exit_status = 128 + signum
 
 

@@ -45,8 +45,7 @@ class RunFiles:
         if not figures.can_write(self.format):
             raise UsageError(f"-p {self.plot}: matplotlib cannot write this format here: "
                              "try .png, .pdf or .svg")
-        for path in paths:
-            files.require_writable(path)
+        files.require_writable(*paths)
 
     def snapshot(self, model, optimizer, history, settings):
         """Keep a copy of the run as it is after a whole epoch."""
@@ -95,7 +94,9 @@ class RunFiles:
                 failed.append(f"{path}: {error.strerror}")
         if failed:
             raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run it again")
-        print(f"wrote {', '.join(map(str, contents))} after {len(history)} of {settings['epochs']} epochs")
+        done = f"after {len(history)} of {settings['epochs']} epochs"
+        hint = ": --resume continues" if len(history) < settings["epochs"] else ""
+        print(f"wrote {', '.join(map(str, contents))} {done}{hint}")
 
 
 def csv_bytes(rows):

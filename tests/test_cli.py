@@ -24,10 +24,8 @@ def python(code, shell="", **environment):
 @pytest.mark.parametrize("error, status, line", [
     (UsageError("-z 0: no"), 2, "train.py: -z 0: no (see --help)"),
     (LabError("two\nlines"), 1, "train.py: two lines"),
-    (Stopped(signal.SIGINT), 130,
-     "train.py: stopped by SIGINT; run the same command with --resume to continue"),
-    (Stopped(signal.SIGTERM), 143,
-     "train.py: stopped by SIGTERM; run the same command with --resume to continue"),
+    (Stopped(signal.SIGINT), 130, "train.py: stopped by SIGINT"),
+    (Stopped(signal.SIGTERM), 143, "train.py: stopped by SIGTERM"),
     (OSError(28, "No space left on device", "a.pth"), 1,
      "train.py: [Errno 28] No space left on device: 'a.pth'"),
 ])

@@ -35,6 +35,18 @@ def write_often(path, content):
         files.write(path, content)
 
 
+def test_a_folder_in_which_nothing_can_be_written_leaves_no_other_behind(tmp_path):
+    (tmp_path / "file").write_text("")
+    good, bad = tmp_path / "new/deep/model.pth", tmp_path / "file/loss.png"
+    with pytest.raises(OSError, match=f"^{bad} cannot be written: {tmp_path}/file is not a folder$"):
+        files.require_writable(good, bad)
+    with pytest.raises(OSError, match="cannot be written: File name too long$"):
+        files.require_writable(tmp_path / "new" / ("x" * 300))
+    assert os.listdir(tmp_path) == ["file"]
+    files.require_writable(good)
+    assert os.listdir(tmp_path / "new/deep") == []
+
+
 def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     files.write(tmp_path / "link", b"new")

@@ -205,9 +205,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(signum, stopped_runs, monkeyp
         assert status == -signum and err == "" and done >= 1 and not (folder / "model.pth").exists()
     else:
         assert status == 128 + signum and done == 3 == len(epochs_of("loss.csv"))
-        assert err == (f"train.py: stopped by {signum.name}; run the same command with --resume to "
-                       "continue\n")
-        assert out.endswith("wrote model.pth, model.ckpt, loss.png, loss.csv after 3 of 9 epochs\n")
+        assert err == f"train.py: stopped by {signum.name}\n"
+        assert out.endswith("loss.png, loss.csv after 3 of 9 epochs: --resume continues\n")
         assert (folder / "model.pth").exists() and (folder / "loss.png").exists()
 
     train.main(["--dataset", "glyphs", "--resume", "-e", "5", "-s", "model.pth", "-p", "loss.png"])
@@ -223,7 +222,7 @@ def test_a_run_that_fell_back_to_glyphs_goes_on_with_glyphs(files, folder, unrea
     put_archives(folder / "data/MNIST/raw")
     train.main(["--resume", "-e", "2", *files])
     path = "model.ckpt" if files else "outputs/glyphs/model.ckpt"
-    assert capsys.readouterr().out.startswith(f"resuming {path} after 1 epochs\nglyphs: 1,000")
+    assert capsys.readouterr().out.startswith(f"resuming {path} after epoch 1\nglyphs: 1,000")
     assert len(history(path)) == 2
     train.main(["-e", "1", *files])  # a run of its own
     assert capsys.readouterr().out.startswith("mnist: 20 training and 10 test images")
