@@ -1,7 +1,7 @@
 """Measures explore.html in headless Chromium: its size, its speed, and ten digits drawn on it.
 
-    python lab1.py -l model.pth --explore --out .
-    python benchmarks/page.py explore.html
+    python lab1.py -l model.pth --explore
+    python benchmarks/page.py outputs/mnist/explore.html
 
 Speed, over 200 moves of the mouse: from an event's first listener to the end of the frame that shows it;
 "work" leaves out the wait for that frame, of which there are 60 a second.

@@ -7,6 +7,7 @@ ways between this project and other solutions of the lab. `model.ckpt` is what -
 import copy
 import io
 import math
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -84,18 +85,21 @@ def load_weights(path):
 def dataset_trained_on(path, model):
     """Return the name of the data set that `model`, loaded from `path`, was trained on; None if unknown.
 
-    It is known if the checkpoint beside `path` holds these very weights.
+    It is known if a checkpoint beside `path`, or beside what it links to, holds these very weights.
     """
-    try:
-        state = read(checkpoint_path(path))
-        if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
-            return None
-        weights = model_from_state(state.get("model"), path).state_dict()
-    except (CheckpointError, OSError):
-        return None
-    dataset = state["settings"].get("dataset")
-    same = all(weight.equal(weights[name]) for name, weight in model.state_dict().items())
-    return dataset if same and dataset in DATASETS else None
+    for weights in (path, os.path.realpath(path)):
+        try:
+            state = read(checkpoint_path(weights))
+            if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+                continue
+            trained = model_from_state(state.get("model"), path).state_dict()
+        except (CheckpointError, OSError):
+            continue
+        dataset = state["settings"].get("dataset")
+        same = all(weight.equal(trained[name]) for name, weight in model.state_dict().items())
+        if same and dataset in DATASETS:
+            return dataset
+    return None
 
 
 def model_from_state(state, path):
@@ -106,7 +110,7 @@ def model_from_state(state, path):
         found = type(state).__name__
         if isinstance(state, dict):
             found = ", ".join(map(repr, list(state)[:9])) or "nothing"
-        raise CheckpointError(f"{path} holds {found}; expected {', '.join(names)}")
+        raise CheckpointError(f"{path} holds {found}; expected the network's state_dict: {', '.join(names)}")
 
     for name in names:
         require_stored(state[name], torch.float32, f"{path}: {name}")

@@ -7,6 +7,7 @@ computing the center of mass of the pixels" (LeCun, Cortes and Burges, http://ya
 prepare() follows them so closely that it leaves 9,997 of MNIST's 10,000 test images as they are.
 """
 
+import os
 import warnings
 
 import torch
@@ -19,6 +20,7 @@ MOST_PIXELS = 50_000_000
 WORKING_SIZE = 400  # pixels to which pictures are reduced: the grain of a photograph goes, strokes stay
 LEAST_CONTRAST = 0.1  # of the strongest ink to its paper; less is a blank page
 LEAST_SIGNAL = 8  # the strongest ink in units of the paper's grain; less is a blank page
+FAINTEST_DIGIT = 0.3  # the strongest pixel of 28 x 28; MNIST's digits reach 1
 FAINT = 0.1  # of the strongest ink; below it lie the texture of paper and the ringing of JPEG
 
 
@@ -34,7 +36,10 @@ def read_picture(path):
     ink = find_ink(load_grey(path))
     if ink is None:
         raise PictureError(f"{path} has no ink in it: draw with a thick pen, in clear contrast to the paper")
-    return prepare(ink).flatten()
+    digit = prepare(ink).flatten()
+    if digit.max() < FAINTEST_DIGIT:
+        raise PictureError(f"{path}: the lines are too thin for 28 x 28 pixels: draw with a thicker pen")
+    return digit
 
 
 def prepare(ink):
@@ -72,6 +77,8 @@ def first_pixel(mass):
 
 def load_grey(path):
     """Return the picture at `path` as grey, float64 (H, W) from 0, black, to 1. Raises PictureError."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise PictureError(f"{path} is not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd headers of pictures that can be read

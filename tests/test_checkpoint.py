@@ -58,9 +58,9 @@ STRANGE = {
     "a text": (b"fc1.weight = 0\n", "damaged, or not written by"),
     "another archive": (zipped({"readme": "hello"}), "cannot be read"),
     "a pickled module": (Report(), "ask its author for torch.save"),
-    "a tensor": (torch.zeros(3), "holds Tensor; expected fc1.weight"),
-    "an empty dictionary": ({}, "holds nothing; expected fc1.weight"),
-    "another network": (torch.nn.Linear(3, 3).state_dict(), "holds 'weight', 'bias'; expected fc1.weight"),
+    "a tensor": (torch.zeros(3), "holds Tensor; expected the network's"),
+    "an empty dictionary": ({}, "holds nothing; expected the network's state_dict: fc1.weight"),
+    "another network": (torch.nn.Linear(3, 3).state_dict(), "holds 'weight', 'bias'; expected"),
     "another hidden size": (Report(N2=128).state_dict(),
                             r"fc1.weight is \(128, 784\); expected \(392, 784\)"),
     "colour images": (Report(N_input=3072, N2=1536).state_dict(), r"expected \(392, 784\)"),
@@ -251,6 +251,8 @@ def test_the_training_set_is_known_where_the_checkpoint_holds_these_very_weights
     model = checkpoint.load_weights(run_weights)
     assert checkpoint.dataset_trained_on(run_weights, model) == "kmnist"
     assert checkpoint.dataset_trained_on(tmp_path / "other.pth", model) is None  # no checkpoint there
+    (tmp_path / "link.pth").symlink_to(run_weights)
+    assert checkpoint.dataset_trained_on(tmp_path / "link.pth", model) == "kmnist"
     with torch.no_grad():
         model.fc1.bias[0] += 1e-3
     assert checkpoint.dataset_trained_on(run_weights, model) is None

@@ -135,8 +135,20 @@ def test_a_picture_that_cannot_be_used_is_refused_in_one_line(tmp_path):
         text = str(raised.value)
         assert text.startswith(str(tmp_path / name)) and "\n" not in text
 
-    with pytest.raises(PictureError, match=f"^{tmp_path} cannot be read: Is a directory"):
+    with pytest.raises(PictureError, match=f"^{tmp_path} is not a file$"):
         read_picture(tmp_path)
+
+
+def test_lines_too_thin_for_28_pixels_are_named(tmp_path):
+    for width, words in ((2, "too thin"), (60, None)):
+        drawing = Image.new("L", (1000, 1000), "white")
+        ImageDraw.Draw(drawing).line([(200, 200), (800, 200), (400, 900)], fill="black", width=width)
+        drawing.save(tmp_path / "my7.png")
+        if words:
+            with pytest.raises(PictureError, match=words):
+                read_picture(tmp_path / "my7.png")
+        else:
+            assert read_picture(tmp_path / "my7.png").max() > 0.9
 
 
 def test_the_limit_is_found_before_decoding(tmp_path, monkeypatch):
