@@ -69,6 +69,7 @@ def denoising(lab, figure):
     """Step 5: draw clean | with noise * N(0, 1) | output; return the numbers over the whole test set."""
     numbers = metrics.denoising(lab.model, lab.images, lab.noise, lab.seed)
     print_mse(f"with {lab.noise:g} x noise", numbers["noisy_mse"])
+    print_mse("the same, clipped", numbers["clipped_mse"])
     print_mse("denoised", numbers["mse"])
     print_numbers("denoised MSE at noise", numbers["mse_at_noise"])
 
@@ -97,7 +98,7 @@ def interpolation(lab, figure):
     start, end = shown[::2], shown[1::2]
     captions = [f"{a} → {b}" for a, b in zip(names[::2], names[1::2])]
     title = (f"Interpolation on {lab.dataset} by {lab.weights}\n"
-             f"start | {lab.steps} images decoded on the line between their codes | end")
+             f"start | {lab.steps} images decoded on the line between the two codes | end")
     rows = torch.cat([start[:, None], interpolate(lab.model, start, end, lab.steps), end[:, None]], 1)
     figures.image_rows(figure, title, rows, captions, columns=1)
     return {"steps": lab.steps}
@@ -136,7 +137,7 @@ def bottleneck(lab, figure):
                 for values in zip(order, low, high, activity[order], importance[order])]
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
-    title = f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, one unit moved over its range"
+    title = f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, one unit moved over its range*"
     if len(order) < units:
         title += f"\n{len(order)} of {units} units, the most important first"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
@@ -150,11 +151,11 @@ STEPS = {4: "reconstruction", 5: "denoising", 6: "interpolation"}  # of the repo
 
 
 def print_mse(what, mse):
-    print(f"{what:20}  MSE {mse:.5f}  PSNR {metrics.psnr(mse):4.1f} dB")
+    print(f"{what:21}  MSE {mse:.5f}  PSNR {metrics.psnr(mse):4.1f} dB")
 
 
 def print_numbers(what, numbers):
-    print(f"{what:20}  " + "  ".join(f"{key}: {number:.4f}" for key, number in numbers.items()))
+    print(f"{what:21}  " + "  ".join(f"{key}: {number:.4f}" for key, number in numbers.items()))
 
 
 def set_up(args):

@@ -50,7 +50,7 @@ def loss_curve(figure, history, dataset, noise):
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")
     epochs = [epoch["epoch"] for epoch in history]
     marker = "." if len(history) < 10 else ""  # without one, a line of one point is invisible
-    training = "training images" + (f" with {noise:g} × noise" if noise else "")
+    training = "training images" + (f" with {noise:g} × noise" if noise else "") + ", mean over the epoch"
     axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label=training)
     axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
     axes.set_xlim(0.5, last["epoch"] + 0.5)
@@ -114,8 +114,8 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     _, length, pixels = rows.shape
     blank = torch.ones(1, length - 2, pixels, device=rows.device)
     first = torch.cat([examples[None], blank], 1)
-    title += ("\nred: this image's value. carries: the unit's share of the error that is added by holding "
-              "one unit after the other at its mean")
+    title += ("\n* percentiles 1 to 99. red: this image's value. carries: the unit's share of the error "
+              "added by fixing each unit in turn at its mean")
     columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
     captions = ["input | output", *captions]
     first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)

@@ -68,14 +68,16 @@ def reconstruction(model, images, labels):
 def denoising(model, images, noise, seed):
     """Return the MSE and PSNR of `images` with `noise` * N(0, 1) added, before and after `model`, as a dict.
 
-    It has the MSE at other levels of noise, too. Noisy images are not clipped to [0, 1].
+    It has the MSE at other levels of noise, too, and that of the noisy images clipped to [0, 1], the simplest
+    way to remove noise. `model` gets them as they are.
     """
     normal = normal_like(images, seed)
     noisy = images + noise * normal
     before, after = F.mse_loss(noisy, images).item(), F.mse_loss(model(noisy), images).item()
+    clipped = F.mse_loss(noisy.clamp(0, 1), images).item()
     levels = {level: F.mse_loss(model(images + level * normal), images).item() for level in NOISE_LEVELS}
-    return {"noise": noise, "noisy_mse": before, "noisy_psnr_db": psnr(before), "mse": after,
-            "psnr_db": psnr(after), "mse_at_noise": levels}
+    return {"noise": noise, "noisy_mse": before, "noisy_psnr_db": psnr(before), "clipped_mse": clipped,
+            "mse": after, "psnr_db": psnr(after), "mse_at_noise": levels}
 
 
 def normal_like(images, seed):

@@ -25,7 +25,8 @@ def test_the_loss_curve_shows_losses_over_whole_epochs(count):
     assert pixels(figure).std() > 0.05  # drawn, and not empty
     axes, = figure.axes
     training, test = axes.lines
-    assert training.get_label() == "training images" and test.get_label() == "test images"
+    assert training.get_label() == "training images, mean over the epoch"
+    assert test.get_label() == "test images"
     for line, losses in ((training, "loss"), (test, "test_loss")):
         assert line.get_xdata().tolist() == list(range(1, count + 1))
         assert line.get_ydata().tolist() == [epoch[losses] for epoch in history]
@@ -45,8 +46,9 @@ def test_one_epoch_is_a_point_that_can_be_seen():
 def test_the_loss_curve_says_that_the_training_images_were_noisy():
     figure = Figure()
     figures.loss_curve(figure, epochs(2), "mnist", noise=0.2)
-    assert [line.get_label() for line in figure.axes[0].lines] == ["training images with 0.2 × noise",
-                                                                   "test images"]
+    training, test = figure.axes[0].lines
+    assert training.get_label() == "training images with 0.2 × noise, mean over the epoch"
+    assert test.get_label() == "test images"
 
 
 def test_captions_and_images_appear_as_given():

@@ -108,6 +108,8 @@ def test_denoising_adds_noise_that_is_not_clipped_and_compares_with_the_clean_im
     numbers = metrics.denoising(model, images, noise=0.3, seed=1)
     noisy = images + 0.3 * metrics.normal_like(images, seed=1)
     assert numbers["noisy_mse"] == pytest.approx(0.09, rel=0.02)
+    clipped = (noisy.clamp(0, 1) - images).square().mean().item()
+    assert numbers["clipped_mse"] == pytest.approx(clipped, rel=1e-5)
     assert numbers["mse"] == pytest.approx((model(noisy) - images).square().mean().item(), rel=1e-5)
     assert numbers["mse_at_noise"][0.3] == pytest.approx(numbers["mse"], rel=1e-6)
     clean = (model(images) - images).square().mean().item()
