@@ -32,7 +32,7 @@ def small_archives(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A web server on loopback as MNIST's only mirror: returns the folder that it serves."""
+    """A web server on loopback between two mirrors that are down: returns the folder that it serves."""
     from torchvision.datasets import MNIST
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -43,7 +43,8 @@ def mirror(tmp_path, monkeypatch):
     folder.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    down = "http://127.0.0.1:9/"
+    monkeypatch.setattr(MNIST, "mirrors", [down, f"http://127.0.0.1:{server.server_port}/", down])
     yield folder
     server.shutdown()
     server.server_close()
