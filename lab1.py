@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from labkit import checkpoint, cli, data, figures, files, metrics, selection
 from labkit.job import choose_device, exiting_on_signals
-from labkit.page import explore_page
+from labkit.page import explore_page, require_room
 
 MAX_UNITS_DRAWN = 29  # with the input 10 rows of 3
 
@@ -34,7 +34,7 @@ class Lab(NamedTuple):
     """What every test gets. Images are float32 (N, 784) in [0, 1]."""
 
     model: torch.nn.Module
-    weights: str  # the name of their file
+    weights: str  # their file, as figures show it
     dataset: str  # its name
     images: torch.Tensor  # the whole test set
     labels: torch.Tensor  # int64 (N,)
@@ -78,7 +78,8 @@ def denoising(lab, figure):
     before = metrics.mse_per_image(noisy, lab.shown)
     after = metrics.mse_per_image(outputs, lab.shown)
     captions = [f"{name}: MSE {a:.4f} → {b:.4f}" for name, a, b in zip(lab.names, before, after)]
-    title = (f"Denoising on {lab.dataset} by {lab.weights}\nclean | with {lab.noise:g} × noise | output. "
+    title = (f"Denoising on {lab.dataset} by {lab.weights}\n"
+             f"clean | with {lab.noise:g} × noise, drawn clipped | output. "
              f"MSE over the whole test set: {numbers['noisy_mse']:.4f} → {numbers['mse']:.4f}")
     rows = torch.stack([lab.shown, noisy.clamp(0, 1), outputs], 1)
     figures.image_rows(figure, title, rows, captions, columns=5)
@@ -137,7 +138,9 @@ def bottleneck(lab, figure):
                 for values in zip(order, low, high, activity[order], importance[order])]
     positions = (code[order] - low) / (high - low).clamp(min=1e-12)
     examples = torch.stack([lab.shown[0], lab.model.decode(code)])
-    title = f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, one unit moved over its range*"
+    title = (f"Bottleneck of {lab.weights} on {lab.dataset}: {lab.names[0]}, "
+             "one unit moved from its percentile 1 to 99\nred: this image's value. carries: "
+             "the unit's share of the error added by fixing each unit in turn at its mean")
     if len(order) < units:
         title += f"\n{len(order)} of {units} units, the most important first"
     figures.unit_rows(figure, title, examples, torch.stack(rows), captions, positions)
@@ -176,7 +179,7 @@ def set_up(args):
           f"{model.fc2.out_features} bottleneck units, on {device}")
     if trained_on and not args.dataset:
         print(f"the checkpoint beside {args.load} says that it was trained on {trained_on}")
-    weights = figures.label("/".join(args.load.parts[-2:]), 60)
+    weights = figures.label(str(Path(*args.load.parts[-2:])), 60)
     return Lab(model, weights, dataset, images, labels, shown, names, args.noise, args.steps, args.seed)
 
 
@@ -223,9 +226,10 @@ def run_tests(lab, args, out):
 def explore(lab, args, out):
     """Write a page to play with the network, and open it where there is a display."""
     path = out / "explore.html"
+    require_room(lab.model)
+    files.require_writable(path)
     importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
     page = explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, lab.weights)
-    files.require_writable(path)
     files.write(path, page.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
     if figures.has_display() and not args.no_show:
@@ -254,7 +258,7 @@ def parse(argv):
         help="write explore.html instead, a page to play with the network, and open it in the browser")
     add("--no-show", action="store_true",
         help="open no windows and no browser (without a display none open anyway)")
-    parser.add_shared_options(data.DATASETS, "the one the weights were trained on if known, else as train.py")
+    parser.add_shared_options(data.DATASETS, "what the weights were trained on, if known; else as train.py")
     return parser.parse_args(argv)
 
 

@@ -35,7 +35,7 @@ from labkit import LabError, checkpoint, cli, data, figures, files, metrics, run
 REPORT = 0.02796  # test MSE of the report's own weights, of whose 8 units 3 are dead
 RUN = ("dataset", "epochs", "init", "bottleneck", "noise", "lr", "seed")
 RESULT = ("dead", "first_loss", "test_mse", "denoised_mse", "reached")
-STARTS = {"report": "PyTorch's", "mean": "this project's"}
+STARTS = {"report": "PyTorch's initial weights", "mean": "this project's"}
 
 
 def train_once(run, data_dir, threads):
@@ -71,8 +71,9 @@ def train_once(run, data_dir, threads):
 
 def print_table(rows, images):
     """Print a Markdown table of `rows`, dicts of RUN and RESULT; PCA's MSE is on the test set `images`."""
-    header = ("epochs", "start", "units", "noise", "learning rate", "seeds", "dead units", "test MSE: mean",
-              "best", "worst", "PCA's", "denoised", "first epoch's loss", f"epochs to {REPORT:.4f}")
+    header = ("epochs", "initial weights", "units", "noise", "learning rate", "seeds", "dead units",
+              "test MSE: mean", "best", "worst", "PCA's", "denoised", "first epoch's loss",
+              f"epochs to {REPORT:.4f}")
     print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
     kinds = {}
     for row in sorted(rows, key=lambda row: int(row["bottleneck"])):
@@ -99,7 +100,7 @@ def draw(rows):
         runs = [row for row in rows if row["init"] == init]
         seeds, mse = [int(row["seed"]) for row in runs], [float(row["test_mse"]) for row in runs]
         dead = sum(int(row["dead"]) for row in runs)
-        label = f"{STARTS[init]} start, {dead} dead units" + (": how many in each seed" if dead else "")
+        label = f"{STARTS[init]}, {dead} dead units" + (" (numbers: per seed)" if dead else "")
         axes.plot(seeds, mse, "o", color=color, label=label)
         for row, *dot in zip(runs, seeds, mse):
             if row["dead"] != "0":

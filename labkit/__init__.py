@@ -1,4 +1,4 @@
-"""What the two commands share, one file per duty."""
+"""The parts of the two commands, one duty per file."""
 
 
 class LabError(Exception):

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import zlib
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def download(dataset, raw, archives):
         raise DataError(f"{versions}: pip install --force-reinstall torch torchvision") from error
 
     source = getattr(datasets, FOLDERS[dataset])
-    new_folders = [folder for folder in (raw, *raw.parents) if not folder.exists()]
+    new_folders = files.missing_folders(raw / "archive")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none
     try:
@@ -122,9 +122,7 @@ def download(dataset, raw, archives):
                 download_file([mirror + file for mirror in source.mirrors], raw / file, md5)
     finally:
         socket.setdefaulttimeout(timeout)
-        with suppress(OSError):  # a folder with a file in it stays
-            for folder in new_folders:
-                folder.rmdir()
+        files.remove_empty(new_folders)
 
 
 def download_file(urls, path, md5):

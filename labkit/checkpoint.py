@@ -87,19 +87,22 @@ def dataset_trained_on(path, model):
 
     It is known if a checkpoint beside `path`, or beside what it links to, holds these very weights.
     """
-    for weights in (path, os.path.realpath(path)):
-        try:
-            state = read(checkpoint_path(weights))
-            if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
-                continue
-            trained = model_from_state(state.get("model"), path).state_dict()
-        except (CheckpointError, OSError):
-            continue
-        dataset = state["settings"].get("dataset")
-        same = all(weight.equal(trained[name]) for name, weight in model.state_dict().items())
-        if same and dataset in DATASETS:
-            return dataset
-    return None
+    beside, beside_target = checkpoint_path(path), checkpoint_path(os.path.realpath(path))
+    return dataset_in(beside, model) or dataset_in(beside_target, model)
+
+
+def dataset_in(path, model):
+    """Return the data set that the checkpoint at `path` names, or None if its weights are not `model`'s."""
+    try:
+        state = read(path)
+        if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+            return None
+        trained = model_from_state(state.get("model"), path).state_dict()
+    except (CheckpointError, OSError):
+        return None
+    dataset = state["settings"].get("dataset")
+    same = all(weight.equal(trained[name]) for name, weight in model.state_dict().items())
+    return dataset if same and dataset in DATASETS else None
 
 
 def model_from_state(state, path):

@@ -64,11 +64,12 @@ def loss_curve(figure, history, dataset, noise):
 def image_rows(figure, title, rows, captions, columns):
     """Draw rows of grey images, (count, images per row, 784) in [0, 1], with a caption above each.
 
-    They stand in `columns`, or more if the figure would be taller than a screen. Return the axes of each row.
+    They stand in at most `columns`, or more if the figure would be taller than a screen. Return the axes of
+    each row.
     """
     count, length, _ = rows.shape
     columns = min(columns, count)
-    width = 10 if count <= 30 else 16  # inches, as all sizes below
+    width = 10 if count <= 30 else 16  # inches, as all sizes below but those of fonts
     title_height = 0.35 + 0.2 * title.count("\n")
     while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height:
         columns += 1
@@ -114,8 +115,6 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     _, length, pixels = rows.shape
     blank = torch.ones(1, length - 2, pixels, device=rows.device)
     first = torch.cat([examples[None], blank], 1)
-    title += ("\n* percentiles 1 to 99. red: this image's value. carries: the unit's share of the error "
-              "added by fixing each unit in turn at its mean")
     columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
     captions = ["input | output", *captions]
     first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)

@@ -19,19 +19,17 @@ def require_writable(*paths):
     made = []
     try:
         for path in paths:
-            folder = temporary_path(path).parent
-            made += [folder for folder in (folder, *folder.parents) if not folder.exists()]
+            made = missing_folders(temporary_path(path)) + made
             try_to_write(Path(path))
     except OSError:
-        for folder in sorted(made, reverse=True):  # the deepest first
-            with suppress(OSError):
-                folder.rmdir()
+        remove_empty(made)
         raise
 
 
 def try_to_write(path):
     """Raise OSError, which names `path`, unless a file can be written there; make its folder."""
-    if not path.name or (path.exists() and not path.is_file()):  # /dev/null would be replaced
+    # os.path, since Path.exists() raises an error of its own for a name that is too long.
+    if not path.name or (os.path.exists(path) and not os.path.isfile(path)):  # /dev/null would be replaced
         raise OSError(f"{path} is not a regular file")
     temporary = temporary_path(path)
     try:
@@ -44,6 +42,18 @@ def try_to_write(path):
         raise OSError(f"{path} cannot be written: {temporary.parent} is not a folder") from error
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def missing_folders(path):
+    """Return the folders above `path` that do not exist, the deepest first."""
+    return [folder for folder in Path(path).parents if not os.path.exists(folder)]
+
+
+def remove_empty(folders):
+    """Remove the empty ones of `folders`, of which a deeper one comes first."""
+    for folder in folders:
+        with suppress(OSError):  # not empty, or never made
+            folder.rmdir()
 
 
 def write(path, content):

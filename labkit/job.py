@@ -28,7 +28,8 @@ class Stopped(LabError):
     """SIGINT or SIGTERM ended the training."""
 
     def __init__(self, signum):
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}: --resume continues from the last checkpoint")
         self.exit_status = 128 + signum
 
 

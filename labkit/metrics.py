@@ -59,9 +59,9 @@ def pca_mse(images, components):
 def reconstruction(model, images, labels):
     """Return the MSE and PSNR of `model` and of PCA on `images`, and the MSE of each digit, as a dict."""
     errors = mse_per_image(model(images), images)
-    mse, pca = errors.mean().item(), pca_mse(images, model.fc2.out_features)
+    error, pca = errors.mean().item(), pca_mse(images, model.fc2.out_features)
     digits = {digit: errors[labels == digit].mean().item() for digit in labels.unique().tolist()}
-    return {"mse": mse, "psnr_db": psnr(mse), "pca_mse": pca, "pca_psnr_db": psnr(pca),
+    return {"mse": error, "psnr_db": psnr(error), "pca_mse": pca, "pca_psnr_db": psnr(pca),
             "mse_of_each_digit": digits}
 
 
@@ -69,7 +69,7 @@ def denoising(model, images, noise, seed):
     """Return the MSE and PSNR of `images` with `noise` * N(0, 1) added, before and after `model`, as a dict.
 
     It has the MSE at other levels of noise, too, and that of the noisy images clipped to [0, 1], the simplest
-    way to remove noise. `model` gets them as they are.
+    way to remove noise. `model` gets the noisy images unclipped.
     """
     normal = normal_like(images, seed)
     noisy = images + noise * normal

@@ -19,18 +19,21 @@ class PageError(LabError):
     """A model that the page cannot show; the text says why."""
 
 
+def require_room(model):
+    """Raise PageError if `model` has more than MAX_UNITS units."""
+    units = model.fc2.out_features
+    if units > MAX_UNITS:
+        raise PageError(f"{units} units: the page has room for {MAX_UNITS}")
+
+
 @torch.inference_mode()
 def explore_page(model, images, labels, importance, dataset, weights_name):
     """Return explore.html as text, with `model`, an autoencoderMLP4Layer of 1 to 64 units, in it.
 
     `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9, `importance`
     (N_bottleneck,) fractions that sum to 1, or all 0; `dataset` and `weights_name` are shown as they are.
-    Codes and outputs must be finite. Raises PageError for more than MAX_UNITS units.
+    Codes and outputs must be finite.
     """
-    units = model.fc2.out_features
-    if units > MAX_UNITS:
-        raise PageError(f"{units} units: the page has room for {MAX_UNITS}")
-
     codes = model.encode(images)
     errors = mse_per_image(model.decode(codes), images)
     chosen, worst = choose(labels, errors)

@@ -66,9 +66,9 @@ class RunFiles:
         self.last_attempt = time.monotonic()
 
     def write_all(self):
-        """Write every file, or none if not one of the epochs was completed. Raises SaveError.
+        """Write every file, or nothing if the run ended before its first epoch was complete.
 
-        A run of no epochs has no loss curve.
+        With -e 0 there is no loss curve. Raises SaveError.
         """
         if self.rank > 0:
             return
@@ -93,10 +93,8 @@ class RunFiles:
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
         if failed:
-            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run it again")
-        done = f"after {len(history)} of {settings['epochs']} epochs"
-        hint = ": --resume continues" if len(history) < settings["epochs"] else ""
-        print(f"wrote {', '.join(map(str, contents))} {done}{hint}")
+            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run again")
+        print(f"wrote {', '.join(map(str, contents))} after {len(history)} of {settings['epochs']} epochs")
 
 
 def csv_bytes(rows):

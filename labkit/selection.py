@@ -35,14 +35,16 @@ def parse_words(words, labels, errors):
     if not words:
         return [(labels == digit).nonzero()[0].item() for digit in labels.unique()]
 
-    chosen, digits = [], [str(label) for label in labels.tolist()]
+    chosen = []
     for word in words:
         if word in ("worst", "best"):
             found = errors.argsort(descending=word == "worst").tolist()[:PER_WORD]
         elif word.startswith("digit="):
-            found = [index for index, digit in enumerate(digits) if word == f"digit={digit}"][:PER_WORD]
+            digit = word.removeprefix("digit=")
+            found = [index for index, label in enumerate(labels.tolist()) if str(label) == digit][:PER_WORD]
         elif word.isdecimal():
-            found = [int(word)] if len(word) < 10 and int(word) < len(labels) else []
+            short = len(word) < 10  # int() refuses more than 4,300 digits
+            found = [int(word)] if short and int(word) < len(labels) else []
         else:
             found = [word] if Path(word).suffix or os.path.isfile(word) else []
         if not found:

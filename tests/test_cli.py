@@ -24,8 +24,10 @@ def python(code, shell="", **environment):
 @pytest.mark.parametrize("error, status, line", [
     (UsageError("-z 0: no"), 2, "train.py: -z 0: no (see --help)"),
     (LabError("two\nlines"), 1, "train.py: two lines"),
-    (Stopped(signal.SIGINT), 130, "train.py: stopped by SIGINT"),
-    (Stopped(signal.SIGTERM), 143, "train.py: stopped by SIGTERM"),
+    (Stopped(signal.SIGINT), 130,
+     "train.py: stopped by SIGINT: --resume continues from the last checkpoint"),
+    (Stopped(signal.SIGTERM), 143,
+     "train.py: stopped by SIGTERM: --resume continues from the last checkpoint"),
     (OSError(28, "No space left on device", "a.pth"), 1,
      "train.py: [Errno 28] No space left on device: 'a.pth'"),
 ])

@@ -276,6 +276,12 @@ def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(wei
     assert opened == [(folder / "out/explore.html").as_uri()]
 
 
+def test_a_network_too_large_for_the_page_is_refused_and_leaves_no_folder(weights, folder, refused):
+    weights(65)
+    assert "65 units: the page has room for 64" in refused(lab1.main, *GLYPHS, "--explore")
+    assert os.listdir(folder) == ["model.pth"]
+
+
 def sigterm_in(what):
     """Return `setup` with which the process gets SIGTERM in a function, "os.fsync" for example."""
     return ("import os, signal\nfrom labkit import metrics\n"

@@ -72,6 +72,7 @@ def test_floats_keep_15_bits_of_their_fraction():
     torch.testing.assert_close(words.view(torch.float32), values, rtol=2**-16, atol=0)
 
 
-def test_65_units_are_too_many(images):
+def test_65_units_are_too_many():
+    page.require_room(autoencoderMLP4Layer(N_bottleneck=64))
     with pytest.raises(LabError, match="65 units: the page has room for 64"):
-        build(images, units=65)
+        page.require_room(autoencoderMLP4Layer(N_bottleneck=65))
