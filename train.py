@@ -67,11 +67,9 @@ def train(args, job):
 
     loader = data.batches(train_set, args.batch_size, args.seed, job.rank, job.world_size)
     model, optimizer, scheduler = build(args.bottleneck, train_set, args.init, args.lr, args.seed)
-    history = []
+    history = state["history"] if state else []
     if state:
-        history = state["history"]
-        steps = len(history) * len(loader)
-        checkpoint.restore(state, files.checkpoint, model, optimizer, scheduler, steps)
+        checkpoint.restore(state, files.checkpoint, model, optimizer, scheduler, len(loader))
     network = DistributedDataParallel(model) if job.world_size > 1 else model
     settings = {option: getattr(args, option) for option in DEFAULTS} | {"dataset": dataset}
     files.snapshot(model, optimizer, history, settings)

@@ -197,12 +197,13 @@ def load_checkpoint(path, options):
     return state
 
 
-def restore(state, path, model, optimizer, scheduler, steps):
-    """Bring a new model, Adam and ReduceLROnPlateau to `state`, read from `path`, of a run after `steps`.
+def restore(state, path, model, optimizer, scheduler, steps_per_epoch):
+    """Bring a new model, Adam and ReduceLROnPlateau to the `state` of a run, which was read from `path`.
 
     Of Adam a checkpoint holds the moments alone: its settings, the scheduler's state and the learning rate
     follow from the command's options and the losses. Raises CheckpointError.
     """
+    steps = len(state["history"]) * steps_per_epoch
     if steps > 0:  # a step with gradients of zero gives Adam a state of the shape that is expected
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)

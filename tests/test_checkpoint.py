@@ -162,7 +162,7 @@ def resume(path):
     """Read and restore a checkpoint as train.py does."""
     state = load_checkpoint(path)
     run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
-    checkpoint.restore(state, path, *run, steps=4 * len(state["history"]))
+    checkpoint.restore(state, path, *run, steps_per_epoch=4)
     return run
 
 
@@ -179,7 +179,7 @@ def test_adam_counts_to_2_to_the_24_and_a_longer_run_goes_on(good, tmp_path):
     moments = {number: entry | {"step": torch.tensor(float(steps))} for number, entry in
                good["optimizer"].items()}
     run = train.build(8, data.Images(torch.zeros(2, 784, dtype=torch.uint8), torch.zeros(2)))
-    checkpoint.restore(good | {"optimizer": moments}, "long.ckpt", *run, steps=steps + 100)
+    checkpoint.restore(good | {"optimizer": moments}, "long.ckpt", *run, steps_per_epoch=(steps + 100) // 2)
 
 
 ABSENT = object()
