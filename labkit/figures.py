@@ -54,7 +54,8 @@ def loss_curve(figure, history, dataset, noise):
     axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label=training)
     axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
     axes.set_xlim(0.5, last["epoch"] + 0.5)
-    axes.set_ylim(bottom=0)
+    highest = max(max(epoch["loss"], epoch["test_loss"]) for epoch in history)
+    axes.set_ylim(0, 1.3 * highest)  # room for the legend above the curves
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
@@ -64,8 +65,8 @@ def loss_curve(figure, history, dataset, noise):
 def image_rows(figure, title, rows, captions, columns):
     """Draw rows of grey images, (count, images per row, 784) in [0, 1], with a caption above each.
 
-    They stand in at most `columns`, or more if the figure would be taller than a screen. Return the axes of
-    each row.
+    They stand in `columns`: fewer if there are fewer rows, more if the figure would be taller than a screen.
+    Return the axes of each row.
     """
     count, length, _ = rows.shape
     columns = min(columns, count)

@@ -37,6 +37,17 @@ def test_the_loss_curve_shows_losses_over_whole_epochs(count):
     assert f"after epoch {count}" in axes.get_title() and axes.get_ylim()[0] == 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_the_legend_covers_no_loss(count):
+    figure = Figure()
+    figures.loss_curve(figure, epochs(count), "mnist", noise=0.2)
+    FigureCanvasAgg(figure).draw()
+    axes, = figure.axes
+    legend = axes.get_legend().get_window_extent().padded(3)  # pixels: the radius of a point
+    for line in axes.lines:
+        assert not any(legend.contains(*point) for point in axes.transData.transform(line.get_xydata()))
+
+
 def test_one_epoch_is_a_point_that_can_be_seen():
     figure = Figure()
     figures.loss_curve(figure, epochs(1), "mnist", noise=0)
