@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from labkit import checkpoint
+
 INITIAL_CODE = 30.0  # the value around which each bottleneck unit starts
 FULL_CODE_UNITS = 64  # units of a larger bottleneck start lower
 
@@ -11,9 +13,9 @@ FULL_CODE_UNITS = 64  # units of a larger bottleneck start lower
 class autoencoderMLP4Layer(nn.Module):
     """Four linear layers: fc1, fc2 encode to the bottleneck, fc3, fc4 decode; 622,504 parameters by default.
 
-    ReLU follows fc1, fc2 and fc3, sigmoid fc4; the hidden layers have N2 = N_input // 2 units. Names and
-    sizes are the lab's, so that a state_dict of any solution of the lab fits. Raises ValueError for a size
-    below 1 (N_input: below 2); encode, decode and forward for a tensor whose last dimension does not fit.
+    ReLU follows fc1, fc2 and fc3, sigmoid fc4; the hidden layers have N2 = N_input // 2 units. Names, sizes
+    and the attributes `type` and `input_shape` are the lab's, so that a state_dict of any solution of the lab
+    fits, and its scripts can use this network. Raises ValueError for a size below 1 (N_input: below 2).
     """
 
     def __init__(self, N_input=784, N_bottleneck=8, N_output=784):
@@ -25,26 +27,37 @@ class autoencoderMLP4Layer(nn.Module):
         self.fc2 = nn.Linear(N2, N_bottleneck)
         self.fc3 = nn.Linear(N_bottleneck, N2)
         self.fc4 = nn.Linear(N2, N_output)
+        self.type = "MLP4"
+        self.input_shape = (1, N_input)
 
     def encode(self, X):
         """Return the codes (..., N_bottleneck), each >= 0, of images (..., N_input) in [0, 1]."""
-        self._check(X, self.fc1.in_features, "N_input")
         return F.relu(self.fc2(F.relu(self.fc1(X))))
 
     def decode(self, code):
         """Return the images (..., N_output) in (0, 1) of codes (..., N_bottleneck)."""
-        self._check(code, self.fc3.in_features, "N_bottleneck")
         return torch.sigmoid(self.fc4(F.relu(self.fc3(code))))
 
     def forward(self, X):
         """Return the reconstructions (..., N_output) in (0, 1) of images (..., N_input) in [0, 1]."""
         return self.decode(self.encode(X))
 
-    @staticmethod
-    def _check(X, size, name):
-        if X.dim() < 1 or X.shape[-1] != size:
-            raise ValueError(f"a tensor of shape {tuple(X.shape)}: its last dimension must be "
-                             f"{name} = {size}")
+
+def load(path):
+    """Return the lab's network with the weights in the file `path`, and how they were trained, or None.
+
+    The size of the bottleneck is the file's. Raises CheckpointError, which says what was expected, OSError.
+    """
+    state = checkpoint.read_weights(path)
+    names = list(autoencoderMLP4Layer().state_dict())
+    if set(state) != set(names):
+        found = ", ".join(map(repr, list(state)[:9])) or "nothing"
+        raise checkpoint.CheckpointError(f"{path} holds {found}; expected a state_dict: {', '.join(names)}")
+
+    model = autoencoderMLP4Layer(N_bottleneck=max(1, state["fc2.bias"].numel()))
+    checkpoint.require_like(state, model.state_dict(), path)
+    model.load_state_dict(state)
+    return model, checkpoint.record_of(state)
 
 
 @torch.no_grad()

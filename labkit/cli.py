@@ -1,34 +1,61 @@
 """The command line: options that both commands share, ranges, one-line errors, exit statuses."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from labkit import LabError, UsageError
 
-COMMANDS = """  python train.py -z 8 -e 50 -b 2048 -s model.pth -p loss.png
-  python lab1.py -l model.pth"""
+DATA_DIR = Path(__file__).parent.parent / "data"  # wherever a command is run from
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UsageError for a mistake, with the options that both commands share."""
-
-    def __init__(self, program, description):
-        description += "\n\nThe two commands of the lab:\n\n" + COMMANDS
-        formatter = argparse.RawDescriptionHelpFormatter  # keeps the line breaks
-        super().__init__(prog=program, description=description, formatter_class=formatter)
+    """An ArgumentParser that raises UsageError for a mistake."""
 
     def error(self, message):
         raise UsageError(message)
 
-    def add_shared_options(self, datasets, default_dataset):
-        """Add --dataset, --data-dir and --device; `default_dataset` says in words which data set is used."""
-        self.add_argument("--dataset", choices=datasets, help=f"data set (default: {default_dataset})")
-        self.add_argument("--data-dir", default="data", metavar="DIR",
-                          help="folder of the data sets, downloaded on first use (default: %(default)s)")
-        self.add_argument("--device", metavar="NAME",
-                          help="cpu, cuda or cuda:1 (default: cuda if there is a GPU, else cpu)")
+
+def add_shared_options(parser, datasets, default_dataset):
+    """Add --dataset, --data-dir and --device; `default_dataset` says in words which data set is used."""
+    add = parser.add_argument
+    add("--dataset", choices=datasets, help=f"data set (default: {default_dataset})")
+    add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR",
+        help="folder of the data sets, downloaded on first use (default: data, beside the scripts)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cuda if it is there, else cpu)")
+
+
+def option(default, help, low=None, high=None, choices=None, short=None):
+    """Return a dataclass's field that add_settings() makes an option, with its range or choices."""
+    return dataclasses.field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices,
+                                                            short=short))
+
+
+def add_settings(parser, settings):
+    """Add the fields of the dataclass `settings`, each an option(), to the options of a parser."""
+    for field in dataclasses.fields(settings):
+        about = field.metadata
+        names = [name for name in (about["short"], option_name(field.name)) if name]
+        metavar = None if about["choices"] else {int: "N", float: "X"}[field.type]
+        parser.add_argument(*names, type=field.type, default=field.default, choices=about["choices"],
+                            metavar=metavar, help=f"{about['help']} (default: %(default)s)")
+
+
+def option_name(field):
+    """Return the name on the command line of a field, batch_size: --batch-size."""
+    return "--" + field.replace("_", "-")
+
+
+def require_ranges(settings):
+    """Raise UsageError unless the value of each field, an option(), of a dataclass is in its range."""
+    for field in dataclasses.fields(settings):
+        about = field.metadata
+        if about["choices"] is None:
+            name = about["short"] or option_name(field.name)
+            require_range(name, getattr(settings, field.name), about["low"], about["high"])
 
 
 def require_range(option, value, low, high):
@@ -39,27 +66,60 @@ def require_range(option, value, low, high):
 
 @contextmanager
 def errors_in_one_line(program):
-    """Turn a LabError or OSError within the block into one line on stderr and an exit status.
+    """Turn a mistake within the block, or too little memory, into one line on stderr and an exit status.
 
     Of several processes on a machine, only the first prints it.
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads the output any more, as behind `| head`
-        sys.stdout = open(os.devnull, "w")
-        sys.exit(1)
-    except (LabError, OSError) as error:
+    except (LabError, OSError, MemoryError, RuntimeError) as error:
         line = " ".join(str(error).split())
+        if out_of_memory(error):
+            line = "not enough memory: lower -b, or close other programs"
+        elif not isinstance(error, (LabError, OSError)):
+            raise  # a fault of the program keeps its traceback
         if isinstance(error, UsageError):
             line += " (see --help)"
-        if "WORLD_SIZE" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first("LOCAL_RANK"):
             print(f"{program}: {line}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
 
 
+def is_first(rank):
+    """Return whether this process is number 0 by the `rank`, "RANK" or "LOCAL_RANK", that torchrun sets."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get(rank, "0") == "0"
+
+
+def out_of_memory(error):
+    """Return whether an exception is Python's, PyTorch's or CUDA's for too little memory."""
+    texts = "out of memory", "can't allocate memory", "bad_alloc"
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+class Log:
+    """A stream for text that may be lost: where it cannot be written, the work goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError as error:
+            self.stream = open(os.devnull, "w")  # nothing more can be said there
+            if not isinstance(error, BrokenPipeError):  # nobody reads on, as behind `| head`
+                print(f"warning: the output cannot be written: {error.strerror}", file=sys.stderr)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def prepare_streams():
-    """Make stdout and stderr flush every line and take any character, even if they are closed."""
+    """Let stdout and stderr take any character, and nothing depend on them; stdout is rank 0's alone."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(line_buffering=True, errors="backslashreplace")
+        stream = getattr(sys, name)
+        if stream is None or (name == "stdout" and not is_first("RANK")):
+            stream = open(os.devnull, "w")
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Log(stream))

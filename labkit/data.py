@@ -1,53 +1,44 @@
-"""Image sets: found on disk, downloaded or drawn; resident on the device; batches by index.
+"""Image sets: found on disk, downloaded by torchvision or drawn; shuffled batches of them.
 
     name, train_set, test_set = load(None, "data", "train", "test")  # MNIST, or glyphs without it
-    for images in batches(train_set.to(device), 2048, seed=0):       # float32 (2048, 784) in [0, 1]
+    for images in batches(train_set.images, 2048, seed=0, epoch=1):  # float32 (2048, 784) in [0, 1]
 
-A set is one uint8 tensor of all images, (N, 784), on the device. A shuffled index picks the images of a
-batch, which alone become float32: bytes take a quarter of the memory and train as fast.
+A set is one uint8 tensor of all images. A shuffled index picks the images of a batch, which alone become
+float32: bytes take a quarter of the memory and train as fast.
 """
 
+import gzip
 import math
+import socket
 import sys
+import zlib
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
-from labkit import archives, glyphs
+from labkit import LabError, glyphs
 
-DATASETS = (*archives.FOLDERS, "glyphs")
+FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's
+DATASETS = (*FOLDERS, "glyphs")
+NOT_MNIST = "not-mnist"  # other images in MNIST's place
+FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
+MNIST_CHECKSUMS = {"train-images-idx3-ubyte": 0xF3639B56, "train-labels-idx1-ubyte": 0xBA07E8EF,
+                   "t10k-images-idx3-ubyte": 0xE4CA5F57, "t10k-labels-idx1-ubyte": 0xEE8604D9}
+TIMEOUT = 5  # seconds to wait for each answer of a mirror; torchvision sets none
 
 
-class Images(Dataset):
-    """All images of a split on one device: `images` uint8 (N, 784), `labels` int64 (N,).
+class DataError(LabError):
+    """Images that are unusable; the text says why and what to do."""
 
-    `dataset[index]`, with a tensor of indices, is a batch: float32 (len(index), 784) in [0, 1].
-    """
 
-    def __init__(self, images, labels):
-        self.images, self.labels = images.flatten(1), labels
+class Images(NamedTuple):
+    """All images of a split: `images` uint8 (N, 784), `labels` int64 (N,) from 0 to 9."""
 
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return to_float(self.images.index_select(0, index))  # images[index] took 1 ms more per batch
-
-    def to(self, device):
-        """Return these Images on `device`."""
-        return Images(self.images.to(device), self.labels.to(device))
-
-    def part(self, rank, world_size):
-        """Return every world_size-th image, starting with number `rank`."""
-        return Images(self.images[rank::world_size], self.labels[rank::world_size])
-
-    def in_order(self):
-        """Return an iterator over all images as batches of float32."""
-        return map(to_float, self.images.split(2_000))  # larger batches took a third longer
-
-    def mean(self):
-        """Return the mean image, float32 (784,) in [0, 1]."""
-        return sum(to_float(images).sum(0) for images in self.images.split(10_000)) / len(self)
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
 def to_float(images):
@@ -55,65 +46,116 @@ def to_float(images):
     return images.float().div_(255)  # in place: `/` took up to 4 ms more per batch, for new memory
 
 
-class ShuffledIndices(Sampler):
-    """An epoch's shuffled order, one index tensor per batch: one gather instead of 2,048 Python calls.
+def batches(images, batch_size, seed, epoch, rank=0, world_size=1):
+    """Yield an epoch's batches of `images`, uint8 (N, 784), shuffled, as float32 (n, 784) in [0, 1].
 
-    The order depends on `seed` and set_epoch() alone and is the same on every device. Rank r gets every
-    world_size-th image of a batch, starting with its r-th. All ranks get equally many, so up to
-    world_size - 1 images of a short last batch are left out.
+    The order depends on `seed` and `epoch` alone, so that a resumed run sees the batches of an uninterrupted
+    one. `batch_size`, a multiple of `world_size`, counts the images of all ranks, of which each gets equally
+    many: up to world_size - 1 images of an epoch are left out. The last batch may be shorter.
     """
-
-    def __init__(self, dataset, batch_size, seed, rank=0, world_size=1):
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return math.ceil(self.even_count() / self.batch_size)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        order = torch.randperm(len(self.dataset), generator=generator).to(self.dataset.images.device)
-        for batch in order[: self.even_count()].split(self.batch_size):
-            yield batch[self.rank :: self.world_size]
-
-    def even_count(self):
-        return len(self.dataset) // self.world_size * self.world_size
+    generator = torch.Generator().manual_seed((1_000_003 * seed + epoch) % 2**63)
+    count = len(images) // world_size * world_size
+    order = torch.randperm(len(images), generator=generator)[:count].to(images.device)
+    for batch in order.split(batch_size):
+        yield to_float(images.index_select(0, batch[rank::world_size]))  # images[...] took 1 ms more
 
 
-def epoch_seed(seed, epoch):
-    """Return the seed of one epoch, so that a resumed run draws the numbers of an uninterrupted one."""
-    return (1_000_003 * seed + epoch) % 2**63
+def mean_image(images):
+    """Return the mean of `images`, uint8 (N, 784), float32 (784,) in [0, 1]."""
+    return sum(to_float(part).sum(0) for part in images.split(10_000)) / len(images)
 
 
-def batches(dataset, batch_size, seed, rank=0, world_size=1):
-    """Return a DataLoader of an epoch's batches for one rank; the last one may be shorter.
-
-    `batch_size` counts the images of all ranks together and is a multiple of `world_size`.
-    """
-    sampler = ShuffledIndices(dataset, batch_size, seed, rank, world_size)
-    return DataLoader(dataset, batch_size=None, sampler=sampler)
+def checksum(tensor):
+    """Return the CRC-32 of the bytes of a uint8 tensor."""
+    return zlib.crc32(tensor.cpu().contiguous().numpy())
 
 
 def load(dataset, data_dir, *splits):
     """Return the name of the data set used, then the Images of each of `splits`, "train" or "test".
 
-    `dataset` is one of DATASETS, or None for MNIST, and glyphs with a warning if MNIST is unavailable.
-    Raises DataError, OSError.
+    `dataset` is one of DATASETS, or None for MNIST, and glyphs with a warning if MNIST is unavailable. Other
+    images in MNIST's place are called NOT_MNIST, with a warning. Raises DataError, OSError.
     """
     name = dataset or "mnist"
     if name == "glyphs":
-        return name, *(Images(*glyphs.load(split)) for split in splits)
+        return name, *(Images(images.flatten(1), labels) for images, labels in map(glyphs.load, splits))
+
+    files = [file for split in splits for file in FILES[split]]
     try:
-        pairs = archives.load(name, data_dir, splits)
-    except archives.UnavailableError as error:
+        tensors = dict(zip(files, read_or_download(name, data_dir, files)))
+    except DataError as error:
         if dataset:
             raise
-        print(f"warning: {error.cure} for results on MNIST: {error.problem}", file=sys.stderr)
+        print(f"warning: {error}", file=sys.stderr)
         print("warning: using glyphs instead, digits drawn from fonts: their results are not MNIST's",
               file=sys.stderr)
         return load("glyphs", data_dir, *splits)
-    return name, *(Images(*pair) for pair in pairs)
+
+    others = [file for file in files if checksum(tensors[file]) != MNIST_CHECKSUMS[file]]
+    if name == "mnist" and others:
+        name = NOT_MNIST
+        print(f"warning: {', '.join(others)} in {data_dir}: not MNIST's, so the results are called {name}",
+              file=sys.stderr)
+    sets = [Images(*(tensors[file] for file in FILES[split])) for split in splits]
+    return name, *(Images(images.flatten(1), labels.long()) for images, labels in sets)
+
+
+def read_or_download(dataset, data_dir, files):
+    """Return the uint8 tensor in each of `files`, with torchvision's help if one is missing or damaged.
+
+    Raises DataError, OSError.
+    """
+    try:
+        return [read_file(file, dataset, data_dir) for file in files]
+    except DataError as problem:
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT)
+        try:
+            from torchvision import datasets  # here, because it takes seconds to import
+
+            with redirect_stdout(None):  # on which it tells of each mirror that failed
+                getattr(datasets, FOLDERS[dataset])(data_dir, download=True)
+        except Exception as error:  # a download fails in many ways: no torchvision, HTTP, TLS, a full disk
+            reason = " ".join(str(error).split())[:80]
+            raise DataError(f"{problem}; {dataset} could not be downloaded either ({reason})") from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+    return [read_file(file, dataset, data_dir) for file in files]
+
+
+def read_file(name, dataset, data_dir):
+    """Return the uint8 tensor in the first sound file called `name` in the folders where people keep it.
+
+    It may be gzipped; a copy may have "(1)" in its name, and Kaggle's a dot before idx. Raises DataError.
+    """
+    raw = Path(data_dir, FOLDERS[dataset], "raw")
+    places = [raw, raw.parent, Path(data_dir, dataset, FOLDERS[dataset], "raw"), Path(data_dir, dataset)]
+    if dataset == "mnist":  # the others' files have the same names
+        places.append(Path(data_dir))
+
+    labels = "labels" in name
+    problem = f"put {dataset}'s four files into {raw}: there is no {name}.gz"
+    for path in [path for place in places for path in sorted(place.glob(name.replace("-idx", "?idx") + "*"))]:
+        try:
+            tensor = read_idx(path)
+            if tensor.dim() == 1 and tensor.max() < 10 if labels else tensor.shape[1:] == (28, 28):
+                return tensor
+            problem = f"{path} holds no {'labels from 0 to 9' if labels else 'images of 28 x 28'}: replace it"
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            problem = f"{path} is damaged ({error}): replace it"
+    raise DataError(problem)
+
+
+def read_idx(path):
+    """Return the uint8 tensor in an IDX file, gzipped or not.
+
+    IDX is MNIST's own format: two zero bytes, the type (8: uint8), the number of dimensions, four bytes for
+    the size of each, the values. Raises ValueError, OSError, EOFError, zlib.error.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        content = bytearray(file.read(1 << 30))  # no more: a gzip file can unpack to any size
+    header = 4 + 4 * content[3] if len(content) > 3 else 0
+    shape = [int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)]
+    if content[:3] != b"\0\0\x08" or math.prod(shape) == 0 or len(content) != header + math.prod(shape):
+        raise ValueError("not an IDX file of bytes")
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)

@@ -1,4 +1,4 @@
-"""Every figure: the loss curve, rows of images, what each unit does. Each is drawn into an empty Figure."""
+"""How a figure looks: the loss curve, rows of images, what each unit does. Each is drawn into a Figure."""
 
 import io
 import math
@@ -9,18 +9,28 @@ import warnings
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from labkit import UsageError
 
 MAX_HEIGHT = 10.2  # inches, of a screen
 CAPTION_HEIGHT = 0.25
+BOTTOM = 0.3  # for the small print
 
 
-def to_bytes(figure, format="png"):
-    """Return a Figure as the bytes of a file in `format`, one of matplotlib's. Raises ValueError."""
+def require_format(path):
+    """Raise UsageError unless matplotlib can write a file of the suffix of `path`."""
+    if path.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        raise UsageError(f"{path}: matplotlib cannot write this format: try .png, .pdf or .svg")
+
+
+def to_bytes(figure, suffix=".png"):
+    """Return a Figure as the bytes of a file with `suffix`."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
-        figure.savefig(buffer, format=format, dpi=150)
+        figure.savefig(buffer, format=suffix[1:], dpi=150)
     return buffer.getvalue()
 
 
@@ -33,56 +43,66 @@ def label(name, length):
     return f"{text[:half]}…{text[-half:]}"
 
 
-def can_write(format):
-    """Return whether matplotlib can write `format`, "png" for example, on this machine."""
-    try:
-        return bool(to_bytes(Figure((1, 1)), format))
-    except (ValueError, RuntimeError, OSError):
-        return False
+def small_print(record):
+    """Return how weights were trained, in a line; `record` is what they say of it, or None."""
+    if record is None:
+        return "these weights do not say how they were trained"
+    settings = record["settings"]
+    parts = [f"{key.replace('_', ' ')} {value:g}" if isinstance(value, (int, float)) else f"{key} {value}"
+             for key, value in settings.items() if key != "epochs"]
+    return ", ".join([f"trained on {record['dataset']}, {record['epochs']} epochs", *parts])
 
 
-def loss_curve(figure, history, dataset, noise):
-    """Draw the loss of every epoch in `history` on `dataset`; `noise` times N(0, 1) was added in training."""
+def sign(figure, text):
+    """Write the small print `text` at the bottom of a figure."""
+    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", va="bottom", fontsize=7, color="0.4",
+                parse_math=False)
+
+
+def loss_curve(figure, history, record):
+    """Draw the loss of every epoch in `history` of a run; `record` says how it was trained."""
     figure.set_size_inches(7, 4)
-    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.12, top=0.92)
+    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.17, top=0.92)
     last = history[-1]
-    title = f"Training on {dataset}: test loss {last['test_loss']:.4f} after epoch {last['epoch']}"
+    title = f"Training on {record['dataset']}: test loss {last['test_loss']:.4f} after epoch {len(history)}"
     axes = figure.add_subplot(title=title, xlabel="epoch", ylabel="loss (MSE)")
-    epochs = [epoch["epoch"] for epoch in history]
+    epochs = range(1, len(history) + 1)
     marker = "." if len(history) < 10 else ""  # without one, a line of one point is invisible
+    noise = record["settings"]["noise"]
     training = "training images" + (f" with {noise:g} × noise" if noise else "") + ", mean over the epoch"
     axes.plot(epochs, [epoch["loss"] for epoch in history], marker=marker, label=training)
     axes.plot(epochs, [epoch["test_loss"] for epoch in history], marker=marker, label="test images")
-    axes.set_xlim(0.5, last["epoch"] + 0.5)
+    axes.set_xlim(0.5, len(history) + 0.5)
     highest = max(max(epoch["loss"], epoch["test_loss"]) for epoch in history)
     axes.set_ylim(0, 1.3 * highest)  # room for the legend above the curves
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    sign(figure, small_print(record))
 
 
-def image_rows(figure, title, rows, captions, columns):
-    """Draw rows of grey images, (count, images per row, 784) in [0, 1], with a caption above each.
+def image_rows(figure, title, tiles, captions, columns=5, width=None, bottom=BOTTOM):
+    """Draw rows of grey images with a caption above each; `tiles` are the images (rows, 784) of each place.
 
-    They stand in `columns`: fewer if there are fewer rows, more if the figure would be taller than a screen.
-    Return the axes of each row.
+    The rows stand in `columns`: fewer if there are fewer rows, more if the figure would be taller than a
+    screen. Return the axes of each row, in which an image and its gap are 30 wide. Values are in [0, 1].
     """
+    rows = torch.stack([*tiles], 1)
     count, length, _ = rows.shape
     columns = min(columns, count)
-    width = 10 if count <= 30 else 16  # inches, as all sizes below but those of fonts
-    title_height = 0.35 + 0.2 * title.count("\n")
-    while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height:
+    width = width or (10 if count <= 30 else 16)  # inches, as all sizes below but those of fonts
+    title_height = 0.4 + 0.2 * title.count("\n")
+    while columns < count and rows_height(count, length, columns, width) > MAX_HEIGHT - title_height - bottom:
         columns += 1
-    height = rows_height(count, length, columns, width) + title_height
-    image_height = width / columns / length
+    height = rows_height(count, length, columns, width) + title_height + bottom
 
     figure.set_size_inches(width, height)
-    title_size = min(12, 130 * width / max(map(len, title.split("\n"))))  # fits into the figure
+    title_size = min(11, 130 * width / max(map(len, title.split("\n"))))  # fits into the figure
     figure.suptitle(title, y=1 - 0.1 / height, va="top", fontsize=title_size, parse_math=False)
     figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=0.05 / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
-        wspace=0.06, hspace=CAPTION_HEIGHT / image_height)
+        left=0.01, right=0.99, bottom=bottom / height, top=1 - (title_height + CAPTION_HEIGHT) / height,
+        wspace=0.06, hspace=CAPTION_HEIGHT * columns * length / width)
     fontsize = min(9, 110 * width / columns / max(map(len, captions)))  # fits into a column
 
     pictures = F.pad(rows.view(count, length, 28, 28), (1, 1), value=1)  # a white gap between two images
@@ -100,11 +120,14 @@ def rows_height(count, length, columns, width):
     return math.ceil(count / columns) * (width / columns / length + CAPTION_HEIGHT)
 
 
-def unit_caption(unit, low, high, activity, importance):
-    """Return the caption of the row of a bottleneck unit."""
-    if activity == 0:
-        return f"unit {unit}: DEAD, active on no test image"
-    return f"unit {unit}: {low:.1f} to {high:.1f}, active on {activity:.1%}, carries {importance:.1%}"
+def interpolation_rows(figure, title, tiles, captions):
+    """Draw rows of start | decoded images | end, and below them where on the line each image lies."""
+    *_, last = image_rows(figure, title, tiles, captions, columns=1, bottom=BOTTOM + 0.2)
+    steps = len(tiles) - 2
+    every = math.ceil(steps / 12)  # more labels would run into each other
+    between = [f"{step}/{steps - 1}" if step % every == 0 else "" for step in range(1, steps - 1)]
+    for number, text in enumerate(["start", "0", *between, "1", "end"]):
+        last.text(14.5 + 30 * number, 31, text, ha="center", va="top", fontsize=8)
 
 
 def unit_rows(figure, title, examples, rows, captions, positions):
@@ -113,30 +136,38 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     `rows` (units, images, 784) are outputs over the range of each unit; `positions` (units,), from 0 to 1,
     are where in its range the image itself is.
     """
-    _, length, pixels = rows.shape
-    blank = torch.ones(1, length - 2, pixels, device=rows.device)
-    first = torch.cat([examples[None], blank], 1)
-    columns = 1 if len(rows) <= 8 else 2 if len(rows) <= 16 else 3
-    captions = ["input | output", *captions]
-    first_axes, *unit_axes = image_rows(figure, title, torch.cat([first, rows]), captions, columns)
+    count, length, pixels = rows.shape
+    first = torch.cat([examples, torch.ones(length - 2, pixels, device=rows.device)])
+    columns = 1 if count <= 10 else 2 if count <= 16 else 3
+    width = min(10, (9.2 / (count + 1) - CAPTION_HEIGHT) * length) if columns == 1 else 10
+    tiles = torch.cat([first[None], rows]).unbind(1)
+    first_axes, *unit_axes = image_rows(figure, title, tiles, ["input | output", *captions], columns, width)
 
+    marker = dict(marker="^", color="tab:red", markersize=5, linestyle="none")
+    legend = ("each row moves one unit over the range of 98% of the test images\n"
+              "importance: its share of the error added by holding each unit at its mean")
+    first_axes.legend(handles=[Line2D([], [], label="this image's value", **marker)], loc="center right",
+                      title=legend, fontsize=7, title_fontsize=7, frameon=False, handletextpad=0.1)
     for axes, position in zip(unit_axes, positions.tolist()):
         axes.autoscale(False)
-        x = 14.5 + 30 * (length - 1) * min(max(position, 0), 1)  # an image and its gap are 30 pixels wide
-        axes.plot(x, 28, "^", color="tab:red", markersize=5, clip_on=False)
+        x = 14.5 + 30 * (length - 1) * min(max(position, 0), 1)
+        axes.plot(x, 28, clip_on=False, **marker)
 
 
-def has_display():
-    """Return whether a window can open; only Linux can be without a display."""
-    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+def show(named_figures):
+    """Show Figures, a dict by name, in windows until they are closed, where windows can open.
 
+    A backend that fails is a warning: the files were drawn without any.
+    """
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        return
+    try:
+        import matplotlib.pyplot as plt
 
-def interactive_pyplot():
-    """Return matplotlib.pyplot if it opens windows here, else None."""
-    if not has_display():
-        return None
-    import matplotlib.pyplot as plt
-    from matplotlib.backends.registry import BackendFilter, backend_registry
-
-    windowless = plt.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
-    return None if windowless else plt
+        for name, figure in named_figures.items():
+            plt.figure(name, FigureClass=lambda *_, figure=figure, **__: figure)
+        if figure.canvas.required_interactive_framework:
+            print("close the windows to end the command")
+            plt.show()
+    except Exception as error:  # a backend is any module
+        print(f"warning: no windows: {error}", file=sys.stderr)

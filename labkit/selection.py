@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -13,17 +14,27 @@ MAX_SHOWN = 100  # images in a figure
 PER_WORD = 10  # images for worst, best and digit=7
 
 
+class Shown(NamedTuple):
+    """The chosen images, float32 (n, 784), their names, and the row of each in the test set or None."""
+
+    images: torch.Tensor
+    names: list
+    rows: list
+
+
 def select(words, model, images, labels):
-    """Return the images that `words`, the arguments of -i, choose, float32 (n, 784), and a name for each.
+    """Return the images that `words`, the arguments of -i, choose, as Shown.
 
     `images` (N, 784) and `labels` (N,) are the test set. Raises UsageError and PictureError.
     """
     errors = mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
-    chosen = parse_words(words, labels, errors)
-    shown = [images[item] if isinstance(item, int) else read_picture(item).to(images) for item in chosen]
-    names = [test_image_name(labels, item) if isinstance(item, int) else figures.label(Path(item).name, 24)
-             for item in chosen]
-    return torch.stack(shown), names
+    shown, names, rows = [], [], []
+    for item in parse_words(words, labels, errors):
+        own = not isinstance(item, int)
+        shown.append(read_picture(item).to(images) if own else images[item])
+        names.append(figures.label(Path(item).name, 24) if own else test_image_name(labels, item))
+        rows.append(None if own else item)
+    return Shown(torch.stack(shown), names, rows)
 
 
 def parse_words(words, labels, errors):
@@ -55,6 +66,15 @@ def parse_words(words, labels, errors):
     if len(chosen) > MAX_SHOWN:
         raise UsageError(f"-i chooses {len(chosen)} images: a figure shows at most {MAX_SHOWN}")
     return chosen
+
+
+def in_pairs(shown, images, labels):
+    """Return `shown` as Shown of an even number of images: the last test image is added to an odd one."""
+    if len(shown.names) % 2 == 0:
+        return shown
+    last = len(images) - 1
+    name = f"{test_image_name(labels, last)}, added to make a pair"
+    return Shown(torch.cat([shown.images, images[-1:]]), [*shown.names, name], [*shown.rows, last])
 
 
 def test_image_name(labels, index):

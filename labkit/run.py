@@ -1,0 +1,178 @@
+"""A training run on disk: weights, checkpoint, loss curve and its numbers, as they are after whole epochs."""
+
+import csv
+import io
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from labkit import LabError, UsageError, checkpoint, figures, files
+
+SAVE_SECONDS = 5  # at least, between two saves; one takes 0.05 s
+EPOCH = {"loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # as the history notes it
+
+
+class SaveError(LabError):
+    """Files that could not be written."""
+
+
+class Run:
+    """A training run, made of what a checkpoint holds. Rank 0 alone writes its files.
+
+    `settings` is a dict of numbers and words, `dataset` a name, `images` the checksum of the training images.
+    `history` has a dict like EPOCH for every epoch that is done.
+    """
+
+    def __init__(self, model, optimizer, scheduler, settings, dataset, images, weights, plot, rank=0):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.settings, self.dataset, self.images = settings, dataset, images
+        self.history = []
+        self.weights, self.plot = Path(weights), Path(plot)
+        self.checkpoint = Path(f"{weights}".removesuffix(".pth") + ".ckpt")
+        self.csv = self.plot.parent / f"{self.plot.stem}.csv"
+        self.rank = rank
+        self.last_save = -math.inf  # in seconds
+        self.written = None  # the checkpoint's file as this run wrote it
+        self.warned = False
+
+    def state(self):
+        """Return what the checkpoint holds."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(), "history": self.history,
+                "settings": self.settings, "dataset": self.dataset, "images": self.images}
+
+    def record(self):
+        """Return how the weights were trained, which they say themselves."""
+        return {"dataset": self.dataset, "epochs": len(self.history), "settings": self.settings}
+
+    def prepare_files(self, fell_back):
+        """Say which files will be replaced. Raise LabError or OSError if one cannot or must not be written.
+
+        A run that only `fell_back` to its data set does not replace the weights of another one.
+        """
+        paths = self.weights, self.checkpoint, self.plot, self.csv
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
+            raise UsageError(f"-s {self.weights} -p {self.plot}: weights, .ckpt, loss curve and .csv need "
+                             "four different names")
+        figures.require_format(self.plot)
+        if self.history:  # resumed
+            return files.require_writable(*paths)
+
+        record = checkpoint.record_in(self.weights)
+        if fell_back and self.weights.exists() and (not record or record["dataset"] != self.dataset):
+            raise LabError(f"{self.weights} was not trained on {self.dataset} and is kept: add --dataset "
+                           f"{self.dataset} to replace it, or choose another -s")
+        if record and self.checkpoint.exists():
+            made = f"{record['epochs']} epochs on {record['dataset']}"
+            print(f"{self.weights} was trained for {made}, which --resume would continue")
+        files.announce(*paths)
+
+    def read_checkpoint(self):
+        """Return the state in the checkpoint, which this very command must have made; None if there is none.
+
+        Raises UsageError, CheckpointError, OSError.
+        """
+        if not self.checkpoint.exists():
+            print(f"no {self.checkpoint} yet: starting from the beginning")
+            return None
+        state = checkpoint.read(self.checkpoint)
+        whole = isinstance(state, dict) and set(state) == set(self.state())
+        if not whole or not isinstance(state["settings"], dict):
+            raise checkpoint.CheckpointError(
+                f"{self.checkpoint} is not a checkpoint of train.py: expected {', '.join(self.state())}")
+        now = self.settings | {"dataset": self.dataset, "images": self.images}
+        then = state["settings"] | {"dataset": state["dataset"], "images": state["images"]}
+        for name in now:
+            if name != "epochs" and repr(then.get(name)) != repr(now[name]):
+                raise UsageError(f"{self.checkpoint} was made with {name} {then.get(name)}, not {now[name]}: "
+                                 "repeat its options, or leave --resume out")
+        return state
+
+    def resume(self, state):
+        """Go on from `state`, which read_checkpoint() returned. Raises CheckpointError, UsageError."""
+        done = len(state["history"]) if isinstance(state["history"], list) else 0
+        if done:  # a step with gradients of zero gives any optimizer the structure that is expected
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        expected = self.state() | {"history": [EPOCH] * done, "settings": state["settings"]}
+        for key, value in expected.items():
+            checkpoint.require_like(state[key], value, f"{self.checkpoint}: {key}")
+        if done > self.settings["epochs"]:
+            raise UsageError(f"{self.checkpoint} has {done} epochs: ask for -e {done} or more")
+
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history = state["history"]
+        print(f"resuming {self.checkpoint} after epoch {done}")
+
+    def finish_epoch(self, loss, test_loss, learning_rate, seconds):
+        """Note an epoch, and save the run if the last save is SAVE_SECONDS old. Raises SaveError."""
+        self.history.append(dict(zip(EPOCH, (loss, test_loss, learning_rate, seconds))))
+        if self.rank > 0 or time.monotonic() - self.last_save < SAVE_SECONDS:
+            return
+        try:
+            self.save_state()
+        except OSError as error:
+            if not self.warned:
+                tqdm.write(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a save",
+                           file=sys.stderr)
+            self.warned = True
+        self.last_save = time.monotonic()
+
+    def save(self):
+        """Write every file, each whatever becomes of the others; with -e 0 no curve. Raises SaveError."""
+        if self.rank > 0:
+            return
+        self.require_own_files()
+        writers = {self.plot: self.save_plot, self.csv: self.save_csv} if self.history else {}
+        writers |= {f"{self.weights}, {self.checkpoint}": self.save_state}  # last, since a GPU may fail
+        failed = []
+        for paths, write in writers.items():
+            try:
+                write()
+            except OSError as error:
+                failed.append(f"{paths}: {error.strerror}")
+        if failed:
+            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run again")
+        epochs = f"{len(self.history)} of {self.settings['epochs']} epochs"
+        print(f"wrote {', '.join(map(str, writers))} after {epochs}")
+
+    def save_state(self):
+        """Write weights and checkpoint. Raises OSError, SaveError."""
+        self.require_own_files()
+        weights = checkpoint.with_record(self.model.state_dict(), self.record())
+        files.write(self.weights, checkpoint.to_bytes(weights))
+        files.write(self.checkpoint, checkpoint.to_bytes(self.state()))
+        self.written = identity(self.checkpoint)
+
+    def require_own_files(self):
+        """Raise SaveError if another program has replaced the checkpoint since this run wrote it."""
+        if self.written and identity(self.checkpoint) not in (self.written, None):
+            raise SaveError(f"{self.checkpoint} was replaced by another program, whose files are kept: does "
+                            "another run write to them? Choose another -s")
+
+    def save_plot(self):
+        figure = Figure()
+        figures.loss_curve(figure, self.history, self.record())
+        files.write(self.plot, figures.to_bytes(figure, self.plot.suffix))
+
+    def save_csv(self):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ("epoch", *EPOCH), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"epoch": number, **row} for number, row in enumerate(self.history, 1))
+        files.write(self.csv, text.getvalue().encode())
+
+
+def identity(path):
+    """Return what changes when a file is replaced; None without a file."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
