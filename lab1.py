@@ -7,12 +7,8 @@ Writes to outputs/ a figure per experiment and metrics.json with the numbers ove
 opens the figures if there is a display. --explore writes a page to play with instead.
 """
 
-import hashlib
-import json
-import platform
 import signal
 import sys
-import webbrowser
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +16,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import torch
-from matplotlib.figure import Figure
 
-from labkit import LabError, cli, data, figures, files, metrics, page, selection
+from labkit import LabError, cli, comparison, data, figures, metrics, results, selection
 from labkit.processes import choose_device
 from model import load
 
@@ -39,16 +34,18 @@ class Lab(NamedTuple):
     images: torch.Tensor  # the whole test set
     labels: torch.Tensor  # int64 (N,)
     normal: torch.Tensor  # N(0, 1) for every pixel of `images`
+    pca: tuple  # mean, components and variances of `images`
     shown: selection.Shown  # the images to draw
     noise: float  # of step 5
     steps: int  # of step 6
+    seed: int  # of random codes
 
 
 def reconstruction(lab, figure):
     """Step 4: draw input | output; return the numbers over the whole test set."""
     errors = metrics.mse_per_image(lab.model(lab.images), lab.images)
     mse = errors.mean().item()
-    pca_mse = metrics.pca_mse(metrics.pca_variances(lab.images), lab.model.fc2.out_features)
+    pca_mse = metrics.pca_mse(lab.pca[2], lab.model.fc2.out_features)
     of_digits = {digit: errors[lab.labels == digit].mean().item() for digit in lab.labels.unique().tolist()}
     print_mse("reconstruction", mse)
     print_mse(f"PCA, {lab.model.fc2.out_features} components", pca_mse)
@@ -156,8 +153,54 @@ def bottleneck(lab, figure):
             "importance_of_each_unit": importance.tolist()}
 
 
+def codes(lab, figure):
+    """Draw the codes in a plane | images decoded over it, and below them images decoded from random codes.
+
+    Return the plane's share of the codes' variance, and of how many images the nearest other one is of the
+    same digit: by their codes, by PCA's codes of that size and by all pixels.
+    """
+    codes = lab.model.encode(lab.images)
+    units = codes.shape[1]
+    pca_mean, components, _ = lab.pca
+    pca_codes = (lab.images - pca_mean) @ components[:units].T
+    centre, axes, share = metrics.plane(codes)
+    same, pca_same, pixels_same = (metrics.neighbour_accuracy(vectors, lab.labels)
+                                   for vectors in (codes, pca_codes, lab.images))
+    neighbours = (f"nearest neighbour of the same digit: {same:.1%} by code, {pca_same:.1%} by PCA with "
+                  f"{units} numbers, {pixels_same:.1%} by all pixels")
+    print(f"the plane of the codes that is drawn holds {share:.1%} of their variance")
+    print(neighbours)
+
+    coordinates = (codes - centre) @ axes.T
+    if units == 1:  # no second coordinate: each digit gets a height of its own
+        coordinates[:, 1] = lab.labels + 0.2 * metrics.normal_like(codes[:, 0], lab.seed)
+    low, high = (coordinates.quantile(q, 0).tolist() for q in (0.002, 0.998))
+    x, y = (torch.linspace(start, end, 15).to(codes) for start, end in zip(low, high))
+    grid = torch.stack(torch.meshgrid(x, y.flip(0), indexing="xy"), -1)
+    decoded = lab.model.decode((centre + grid @ axes).clamp(min=0))
+
+    random = lab.model.decode(random_codes(codes, lab.seed))
+    pairs = torch.stack([random, lab.images[metrics.nearest(random, lab.images)]], 1)
+    title = (f"Codes of {lab.weights} on {lab.dataset}: {share:.1%} of their variance is in this plane\n"
+             f"{neighbours}")
+    figures.code_map(figure, title, coordinates, lab.labels, (*low, *high), decoded, pairs)
+    return {"plane_variance": share, "neighbour_accuracy": same, "pca_neighbour_accuracy": pca_same,
+            "pixel_neighbour_accuracy": pixels_same}
+
+
+def random_codes(codes, seed):
+    """Return ten random codes, normal with the mean and covariance of `codes`, negative values cut to 0.
+
+    Real codes follow no such law, so many of these decode to no digit: a variational autoencoder is trained
+    until they do (Kingma and Welling, "Auto-Encoding Variational Bayes", arXiv 1312.6114).
+    """
+    mean, components, variances = metrics.pca(codes)
+    normal = metrics.normal_like(codes[:10], seed)
+    return (mean + normal * variances.sqrt() @ components).clamp(min=0)
+
+
 STEPS = {4: reconstruction, 5: denoising, 6: interpolation}  # of the report
-EXPERIMENTS = [*STEPS.values(), bottleneck]
+EXPERIMENTS = [*STEPS.values(), bottleneck, codes]
 
 
 def print_mse(what, mse):
@@ -168,76 +211,33 @@ def print_row(what, values, form=""):
     print(f"{what:21}  " + "  ".join(f"{value:{form or '6'}}" for value in values))
 
 
-def set_up(args, model, record):
+def set_up(args, model, record, device):
     """Return the Lab of a network that the options `args` describe. Raises LabError, OSError."""
-    device = choose_device(args.device)
-    trained_on = record["dataset"].removeprefix("not-") if record else None
-    dataset, (images, labels) = data.load(args.dataset or trained_on, args.data_dir, "test")
+    path, units = args.load[0], model.fc2.out_features
+    dataset, (images, labels) = data.load(args.dataset or data.trained_on(record), args.data_dir, "test")
     model, images, labels = model.to(device), data.to_float(images.to(device)), labels.to(device)
     if not model(images).isfinite().all():
-        raise LabError(f"{args.load} gives outputs that are not finite: train again with a lower --lr")
+        raise LabError(f"{path} gives outputs that are not finite: train again with a lower --lr")
 
-    units = model.fc2.out_features
-    print(f"{dataset}: {len(images):,} test images through {args.load}, {units} units, on {device}")
+    print(f"{dataset}: {len(images):,} test images through {path}, {units} units, on {device}")
     print(figures.small_print(record))
-    weights = figures.label(str(Path(*args.load.parts[-2:])), 60)
+    weights = figures.label(str(Path(*path.parts[-2:])), 60)
     shown = selection.select(args.index, model, images, labels)
-    normal = metrics.normal_like(images, args.seed)
-    return Lab(model, weights, dataset, images, labels, normal, shown, args.noise, args.steps)
-
-
-def default_folder(weights, chosen):
-    """Return the folder for results of `weights`: outputs/<folder>-<name>, in it one for `chosen` images."""
-    words = [word for word in (weights.parent.name, weights.stem) if word not in ("", "..")]
-    return Path("outputs", "-".join(words), "chosen" if chosen else "")
-
-
-def run_experiments(lab, args, record, out):
-    """Run the experiments that `args` choose, all by default; write their results to the folder `out`."""
-    chosen = [STEPS[args.step]] if args.step else EXPERIMENTS
-    paths = {experiment.__name__: out / f"{experiment.__name__}.{args.format}" for experiment in chosen}
-    numbers_path = out / (f"{chosen[0].__name__}.json" if args.step else "metrics.json")
-    files.announce(*paths.values(), numbers_path)
-
-    small_print = f"{figures.small_print(record)}; tested on {lab.dataset}, noise seed {args.seed}"
-    numbers = {"weights": str(args.load), "sha256": hashlib.sha256(args.load.read_bytes()).hexdigest(),
-               "trained": record, "dataset": lab.dataset, "test_images": len(lab.images),
-               "torch": torch.__version__, "python": platform.python_version()}
-    drawn = {name: Figure() for name in paths}
-    for experiment, (name, path) in zip(chosen, paths.items()):
-        numbers[name] = experiment(lab, drawn[name])
-        figures.sign(drawn[name], small_print)
-        files.write(path, figures.to_bytes(drawn[name], path.suffix))
-    files.write(numbers_path, json.dumps(numbers, indent=2).encode() + b"\n")
-    print(f"wrote {', '.join([*(path.name for path in paths.values()), numbers_path.name])} to {out}")
-    if not args.no_show:
-        figures.show(drawn)
-
-
-def explore(lab, args, record, out):
-    """Write a page to play with the network, and open it in the browser."""
-    path = out / "explore.html"
-    page.require_room(lab.model)
-    files.announce(path)
-    importance = metrics.importance(lab.model, lab.model.encode(lab.images), lab.images)
-    text = page.explore_page(lab.model, lab.images, lab.labels, importance, lab.dataset, lab.weights)
-    files.write(path, text.encode())
-    print(f"wrote {path}: open it in any browser, it needs no network")
-    if not args.no_show:
-        webbrowser.open(path.resolve().as_uri())
+    return Lab(model, weights, dataset, images, labels, metrics.normal_like(images, args.seed),
+               metrics.pca(images), shown, args.noise, args.steps, args.seed)
 
 
 def parse(argv):
-    """Return the options of the command line."""
+    """Return the options of the command line. Raises UsageError."""
     parser = cli.Parser("lab1.py", description="Put trained weights through the report's three tests.")
     add = parser.add_argument
-    add("-l", "--load", type=Path, required=True, metavar="FILE",
-        help="the weights, a state_dict of the lab's network")
+    add("-l", "--load", type=Path, nargs="+", required=True, metavar="FILE",
+        help="the weights, a state_dict of the lab's network; several files or a folder are compared")
     add("-i", "--index", nargs="+", default=[], metavar="N",
         help="images to show: indices of test images, worst, best, digit=7 (the first ten), or pictures of "
              "your own digits (default: the first test image of every digit)")
-    add("--step", type=int, choices=STEPS,
-        help="the report's step: 4 reconstruction, 5 denoising, 6 interpolation (default: all)")
+    add("--step", type=int, choices=STEPS, nargs="+", default=[], metavar="N",
+        help="the report's steps: 4 reconstruction, 5 denoising, 6 interpolation (default: all experiments)")
     add("--noise", type=float, default=0.2, metavar="S",
         help="step 5 adds S * N(0, 1) (default: %(default)s)")
     add("--steps", type=int, default=8, metavar="N",
@@ -250,20 +250,34 @@ def parse(argv):
     add("--no-show", action="store_true",
         help="open no windows and no browser (without a display none open anyway)")
     cli.add_shared_options(parser, data.DATASETS, "the weights' own, if known; else as train.py")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    cli.require_range("--noise", args.noise, 0, 10**6)
+    cli.require_range("--steps", args.steps, 2, 100)
+    cli.require_range("--seed", args.seed, 0, 2**63 - 1)
+    if args.explore:
+        parser.refuse("--explore", args, "index", "step", "noise", "steps", "format")
+    if len(args.load) > 1 or args.load[0].is_dir():
+        parser.refuse("-l with several files", args, "index", "step", "steps", "format", "explore")
+    return args
 
 
 def main(argv=None):
     """Run the command with the options `argv`, by default the process's own."""
     with cli.errors_in_one_line("lab1.py"), torch.inference_mode():
         args = parse(argv)
-        cli.require_range("--noise", args.noise, 0, 10**6)
-        cli.require_range("--steps", args.steps, 2, 100)
-        cli.require_range("--seed", args.seed, 0, 2**63 - 1)
-        model, record = load(args.load)
-        lab = set_up(args, model, record)
-        out = args.out or default_folder(args.load, args.index)
-        (explore if args.explore else run_experiments)(lab, args, record, out)
+        device = choose_device(args.device)
+        paths = comparison.find(args.load)
+        if paths != args.load[:1]:
+            ok = comparison.compare(paths, load, args, device, args.out or Path("outputs", "comparison"))
+            sys.exit(not ok)
+        model, record = load(args.load[0])
+        lab = set_up(args, model, record, device)
+        out = args.out or results.default_folder(args.load[0], args.index)
+        if args.explore:
+            results.explore(lab, args, record, out)
+        else:
+            experiments = [STEPS[step] for step in args.step] or EXPERIMENTS
+            results.run_experiments(experiments, lab, args, record, out)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ def load(path):
     state = checkpoint.read_weights(path)
     names = list(autoencoderMLP4Layer().state_dict())
     if set(state) != set(names):
-        found = ", ".join(map(repr, list(state)[:9])) or "nothing"
-        raise checkpoint.CheckpointError(f"{path} holds {found}; expected a state_dict: {', '.join(names)}")
+        raise checkpoint.CheckpointError(
+            f"{path} holds {', '.join(list(state)[:9])}; expected {', '.join(names)}. Rename the same layers "
+            "with torch.save(dict(zip(names, state.values())), file)")
 
     model = autoencoderMLP4Layer(N_bottleneck=max(1, state["fc2.bias"].numel()))
     checkpoint.require_like(state, model.state_dict(), path)

@@ -81,12 +81,15 @@ def train(args, settings, processes):
     if args.resume and (state := processes.on_rank_0(run.read_checkpoint)):
         run.resume(state)
     processes.on_rank_0(run.prepare_files, args.dataset is None and dataset == "glyphs")
+    if settings.batch_size > len(train_images):
+        print(f"warning: -b {settings.batch_size} holds all images: an epoch is one step", file=sys.stderr)
     print(f"{dataset}: {len(train_images):,} training and {len(test_images):,} test images, on {processes}")
 
     network = processes.parallel(model)
-    with processes.noting_signals() as stop_requested:
-        for epoch in tqdm(range(len(run.history) + 1, settings.epochs + 1), unit="epoch", leave=False,
-                          disable=None if processes.rank == 0 else True):  # None: unless on a terminal
+    epochs = range(len(run.history) + 1, settings.epochs + 1)
+    signum = 0
+    with processes.noting_signals() as stop_requested, run.keeping_curve():
+        for epoch in tqdm(epochs, unit="epoch", leave=False, disable=processes.no_progress()):
             epoch_start = time.perf_counter()
             batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
                                    processes.rank, processes.world_size)
@@ -100,10 +103,11 @@ def train(args, settings, processes):
             run.finish_epoch(loss, test_loss, learning_rate, time.perf_counter() - epoch_start)
             tqdm.write(f"epoch {epoch:{len(str(settings.epochs))}}/{settings.epochs}  loss {loss:.4f}  "
                        f"test {test_loss:.4f}")
-            if (signum := stop_requested()) and epoch < settings.epochs:
-                run.save()
-                raise Stopped(signum)
+            if signum := stop_requested():
+                break
         run.save()
+    if signum and len(run.history) < settings.epochs:
+        raise Stopped(signum)
     if processes.rank == 0:
         print_summary(model, train_images, test_images, len(run.history), start)
 

@@ -7,11 +7,13 @@ ways between this project and other solutions of the lab. How they were trained 
 
 import io
 import math
+import mimetypes
 import warnings
 import zipfile
 from pathlib import Path
 
 import torch
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from labkit import LabError
 
@@ -63,7 +65,8 @@ def read(path):
     pickles from running code.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"{path} is not a file" if Path(path).exists() else f"{path} does not exist")
+        raise CheckpointError(f"{path} is not a file" if Path(path).exists() else
+                              f"{path} does not exist: run train.py first, or check the name")
     content = Path(path).read_bytes()
     try:
         if not content.startswith(LEGACY_FORMAT):
@@ -72,7 +75,9 @@ def read(path):
             warnings.simplefilter("ignore")  # about what is refused below anyway
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} is damaged, or not written by torch.save ({error})") from error
+        kind = mimetypes.guess_type(path)[0] or "a damaged file"
+        raise CheckpointError(f"{path} is {kind} and holds no weights ({error}): expected what torch.save "
+                              "writes, like model.pth") from error
     except Exception as error:  # a hostile pickle can raise anything
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
@@ -90,13 +95,34 @@ def require_checksums(content):
 
 
 def read_weights(path):
-    """Return the state_dict in `path`: names and finite float32 tensors. Raises CheckpointError, OSError."""
+    """Return the state_dict in `path`: names and finite float32 tensors. Raises CheckpointError, OSError.
+
+    In the file they may also be the only state_dict among the entries of a dict, have names that begin with
+    "module.", from DataParallel or DistributedDataParallel, and another precision.
+    """
+    if Path(path).suffix == ".ckpt":
+        raise CheckpointError(f"{path} is for --resume: load {Path(path).with_suffix('.pth')} beside it")
     state = read(path)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds {type(state).__name__}; expected a state_dict")
+    if isinstance(state, dict) and not is_state_dict(state):
+        inner = {name: entry for name, entry in state.items() if is_state_dict(entry)}
+        if len(inner) == 1:
+            (name, state), = inner.items()
+            print(f"{path}: using the entry {name!r}")
+    if not is_state_dict(state):
+        raise CheckpointError(f"{path} holds no state_dict: ask its author for "
+                              "torch.save(model.state_dict(), ...)")
+    consume_prefix_in_state_dict_if_present(state, "module.")
     for name, tensor in state.items():
-        require_tensor(tensor, torch.float32, f"{path}: {name}")
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
+        require_tensor(tensor, dtype, f"{path}: {name}")
+        state[name] = tensor.float()
     return state
+
+
+def is_state_dict(value):
+    """Return whether `value` is a dict of names and tensors."""
+    return isinstance(value, dict) and len(value) > 0 and all(
+        isinstance(name, str) and isinstance(entry, torch.Tensor) for name, entry in value.items())
 
 
 def require_tensor(tensor, dtype, name, shape=None):

@@ -13,10 +13,25 @@ DATA_DIR = Path(__file__).parent.parent / "data"  # wherever a command is run fr
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UsageError for a mistake."""
+    """An ArgumentParser that raises UsageError for a mistake, and says what was probably meant."""
+
+    def parse_args(self, argv=None):
+        for word in sys.argv[1:] if argv is None else argv:
+            if word[0:1] in tuple("‒–—−"):
+                self.error(f"{word} begins with a long dash, which looks like a minus sign: type - or --")
+            if f"-{word}" in self._option_string_actions:
+                self.error(f"{word}: type -{word}, with two dashes")
+        return super().parse_args(argv)
+
+    def refuse(self, mode, args, *names):
+        """Raise UsageError if one of the options `names` was given, which mean nothing in this `mode`."""
+        for name in names:
+            if getattr(args, name) != self.get_default(name):
+                self.error(f"{mode} takes no {option_name(name)}: leave it out")
 
     def error(self, message):
-        raise UsageError(message)
+        meant = [f"--{word}" for word in message.split() if f"--{word}" in self._option_string_actions]
+        raise UsageError(f"{message}: type {meant[0]}" if meant else message)
 
 
 def add_shared_options(parser, datasets, default_dataset):
@@ -68,7 +83,7 @@ def require_range(option, value, low, high):
 def errors_in_one_line(program):
     """Turn a mistake within the block, or too little memory, into one line on stderr and an exit status.
 
-    Of several processes on a machine, only the first prints it.
+    Of several processes on a machine, only the first prints a mistake, which all of them found.
     """
     try:
         yield
@@ -80,7 +95,7 @@ def errors_in_one_line(program):
             raise  # a fault of the program keeps its traceback
         if isinstance(error, UsageError):
             line += " (see --help)"
-        if is_first("LOCAL_RANK"):
+        if is_first("LOCAL_RANK") or out_of_memory(error):
             print(f"{program}: {line}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))
 

@@ -70,6 +70,11 @@ def checksum(tensor):
     return zlib.crc32(tensor.cpu().contiguous().numpy())
 
 
+def trained_on(record):
+    """Return the data set to load for weights with a `record` of their training; None if it is unknown."""
+    return record["dataset"].removeprefix("not-") if record else None
+
+
 def load(dataset, data_dir, *splits):
     """Return the name of the data set used, then the Images of each of `splits`, "train" or "test".
 

@@ -6,17 +6,21 @@ import os
 import sys
 import warnings
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from labkit import UsageError
 
 MAX_HEIGHT = 10.2  # inches, of a screen
 CAPTION_HEIGHT = 0.25
 BOTTOM = 0.3  # for the small print
+COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
+          "#777777")  # Paul Tol's muted scheme, which colour-blind readers can tell apart
 
 
 def require_format(path):
@@ -154,12 +158,76 @@ def unit_rows(figure, title, examples, rows, captions, positions):
         axes.plot(x, 28, clip_on=False, **marker)
 
 
+def code_map(figure, title, coordinates, labels, extent, decoded, pairs):
+    """Draw codes in a plane | the images decoded over it, and below them pairs of images.
+
+    `coordinates` (N, 2) are the codes', `labels` (N,) from 0 to 9, `extent` (left, bottom, right, top) a part
+    of the plane, `decoded` (rows, columns, 784) images over it from the top, `pairs` (n, 2, 784).
+    """
+    left, bottom, right, top = extent
+    figure.set_size_inches(11, 7.8)
+    figure.suptitle(title, y=0.985, va="top", fontsize=11, parse_math=False)
+    dots = figure.add_axes((0.06, 0.29, 0.43, 0.57), title="codes of the test images")
+    dots.set(xlim=(left, right), ylim=(bottom, top), xlabel="first axis of the plane", ylabel="second axis")
+    coordinates, labels = coordinates.numpy(force=True), labels.numpy(force=True)
+    for digit, color in enumerate(COLORS):
+        of_digit = coordinates[labels == digit]
+        dots.plot(*of_digit.T, ".", color=color, markersize=2.5, alpha=0.6, rasterized=True)
+        if len(of_digit):
+            outline = [withStroke(linewidth=4, foreground=color)]
+            dots.text(*np.median(of_digit, 0), str(digit), fontsize=15, weight="bold", ha="center",
+                      va="center", color="white", path_effects=outline)
+
+    plane = figure.add_axes((0.55, 0.29, 0.43, 0.57), title="images decoded from the same plane",
+                            xlabel="first axis of the plane")
+    plane.imshow(tiled(decoded), cmap="gray", vmin=0, vmax=1, aspect="auto",
+                 extent=(left, right, bottom, top))
+    strip = figure.add_axes((0.06, 0.04, 0.92, 0.15))
+    framed = F.pad(pairs.transpose(0, 1).unflatten(2, (28, 28)), (1, 1, 1, 1), value=1).flatten(2)
+    strip.imshow(tiled(framed, 30), cmap="gray", vmin=0, vmax=1)
+    strip.set_title("decoded from random codes, normal with the codes' mean and covariance | below: the "
+                    "nearest test images", fontsize=9)
+    strip.axis("off")
+
+
+def tiled(images, size=28):
+    """Return images (rows, columns, size * size) as one picture, a numpy array."""
+    rows, columns, _ = images.shape
+    picture = images.view(rows, columns, size, size).transpose(1, 2)
+    return picture.reshape(rows * size, columns * size).numpy(force=True)
+
+
+def size_curve(figure, rows, variances):
+    """Draw the MSE of each network, in `rows`, over its units, and PCA's from the data sets' `variances`."""
+    axes = figure.add_subplot(title="Test MSE and size of the code", xlabel="units, or components of PCA",
+                              ylabel="MSE over the whole test set", xscale="log", yscale="log")
+    largest = max(row["units"] for row in rows)
+    for color, (name, of_components) in zip(COLORS, variances.items()):
+        sizes = range(1, min(2 * largest, len(of_components) - 1) + 1)
+        left_out = of_components.flip(0).cumsum(0).flip(0) / len(of_components)
+        axes.plot(sizes, left_out[1 : len(sizes) + 1].tolist(), color=color, alpha=0.6, label=f"PCA, {name}")
+        own = [row for row in rows if row["dataset"] == name]
+        axes.plot([row["units"] for row in own], [row["mse"] for row in own], "o", color=color,
+                  label=f"networks, {name}")
+    axes.set_xlim(0.9, 1.1 * largest)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({row["units"] for row in rows})))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+
+
+def has_display():
+    """Return whether a window can open; only Linux can be without a display."""
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+
+
 def show(named_figures):
     """Show Figures, a dict by name, in windows until they are closed, where windows can open.
 
     A backend that fails is a warning: the files were drawn without any.
     """
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+    if not has_display():
         return
     try:
         import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""Numbers: MSE, PSNR, PCA, live units, their importance. Images are float32 (N, pixels) in [0, 1]."""
+"""Numbers: MSE, PSNR, PCA, nearest neighbours, live units. Images are float32 (N, pixels) in [0, 1]."""
 
 import math
 
@@ -38,19 +38,56 @@ def activity(model, batches):
     return active / count
 
 
-def pca_variances(images):
-    """Return the variances of the principal components of `images`, descending, float64 (pixels,)."""
-    covariance = images.T.cov(correction=0)
-    return torch.linalg.eigvalsh(covariance.cpu().double()).flip(0)
+def pca(vectors):
+    """Return the mean (n,), the principal components (n, n) and their variances (n,) of `vectors`, (N, n).
+
+    Each row of the components is one; the variances descend.
+    """
+    mean = vectors.mean(0)
+    covariance = vectors.T.cov(correction=0).reshape(len(mean), -1).cpu().double()  # of one number a scalar
+    variances, components = torch.linalg.eigh(covariance)
+    return mean, components.flip(1).T.to(vectors), variances.flip(0).clamp(min=0).to(vectors)
 
 
 def pca_mse(variances, components):
-    """Return the MSE of the best linear code of `components` numbers, from pca_variances() of the images.
+    """Return the MSE of the best linear code of `components` numbers, from the `variances` of pca(images).
 
     It is the variance that a PCA of these very images leaves out: no linear autoencoder of that size can do
     better on them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
     """
     return variances[components:].sum().item() / len(variances)
+
+
+def plane(codes):
+    """Return a centre (units,) of `codes`, (N, units), two axes (2, units) and their share of the variance.
+
+    The axes are the first two principal components; one or two units are axes themselves.
+    """
+    units = codes.shape[1]
+    if units <= 2:
+        return torch.zeros(units).to(codes), torch.eye(2, units).to(codes), 1.0
+    mean, components, variances = pca(codes)
+    return mean, components[:2], (variances[:2].sum() / variances.sum().clamp(min=1e-12)).item()
+
+
+def nearest(queries, vectors, skip_self=False):
+    """Return for each of `queries`, (M, n), the index of the nearest of `vectors`, (N, n), int64 (M,).
+
+    With `skip_self` the queries are the vectors, and none is its own neighbour.
+    """
+    squares, found = vectors.square().sum(1), []
+    for start in range(0, len(queries), 1_000):  # distances of 1,000 queries at a time
+        part = queries[start : start + 1_000]
+        distances = torch.addmm(squares, part, vectors.T, alpha=-2)  # squared, less the query's own square
+        if skip_self:
+            distances[range(len(part)), range(start, start + len(part))] = math.inf
+        found.append(distances.argmin(1))
+    return torch.cat(found)
+
+
+def neighbour_accuracy(vectors, labels):
+    """Return the fraction of `vectors`, (N, n), whose nearest other one has the same label."""
+    return (labels[nearest(vectors, vectors, skip_self=True)] == labels).float().mean().item()
 
 
 def normal_like(images, seed):

@@ -84,6 +84,10 @@ class Processes:
         time.sleep(0.1)  # PyTorch 2.6 holds the GIL while it waits for gloo's threads, which need it to end
         dist.destroy_process_group()
 
+    def no_progress(self):
+        """Return tqdm's `disable`: a bar is shown by rank 0 alone, and (None) only on a terminal."""
+        return None if self.rank == 0 else True
+
     def on_rank_0(self, function, *args):
         """Call `function(*args)` on rank 0 alone; every process returns its result or raises its error."""
         result = error = None

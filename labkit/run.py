@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -129,12 +130,29 @@ class Run:
         self.last_save = time.monotonic()
 
     def save(self):
-        """Write every file, each whatever becomes of the others; with -e 0 no curve. Raises SaveError."""
+        """Write every file, each whatever becomes of the others. Raises SaveError."""
         if self.rank > 0:
             return
+        state = {f"{self.weights}, {self.checkpoint}": self.save_state}  # last, since a GPU may fail
+        written = self.write_all(self.curve_writers() | state)
+        print(f"wrote {written} after {len(self.history)} of {self.settings['epochs']} epochs")
+
+    @contextmanager
+    def keeping_curve(self):
+        """If the block fails, write the loss curve and its numbers, which need no weights."""
+        try:
+            yield
+        except Exception:
+            if self.rank == 0:
+                self.write_all(self.curve_writers())
+            raise
+
+    def curve_writers(self):
+        return {f"{self.plot}": self.save_plot, f"{self.csv}": self.save_csv} if self.history else {}
+
+    def write_all(self, writers):
+        """Call each of `writers`, and return the files that they wrote, in words. Raises SaveError."""
         self.require_own_files()
-        writers = {self.plot: self.save_plot, self.csv: self.save_csv} if self.history else {}
-        writers |= {f"{self.weights}, {self.checkpoint}": self.save_state}  # last, since a GPU may fail
         failed = []
         for paths, write in writers.items():
             try:
@@ -143,8 +161,7 @@ class Run:
                 failed.append(f"{paths}: {error.strerror}")
         if failed:
             raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run again")
-        epochs = f"{len(self.history)} of {self.settings['epochs']} epochs"
-        print(f"wrote {', '.join(map(str, writers))} after {epochs}")
+        return ", ".join(writers)
 
     def save_state(self):
         """Write weights and checkpoint. Raises OSError, SaveError."""

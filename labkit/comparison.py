@@ -1,0 +1,166 @@
+"""Several networks, measured on the same images: a line each, a table, comparison.csv and two figures."""
+
+import csv
+import io
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from labkit import LabError, UsageError, data, figures, files, metrics
+
+MAX_DRAWN = 12  # networks in comparison.png
+COLUMNS = ("network", "dataset", "units", "live_units", "mse", "psnr_db", "times_pca", "denoised_mse",
+           "neighbour_accuracy", "error")
+HEADER = f"{'network':28}  {'data set':13}  units  live     MSE  PSNR  x PCA  denoised  neighbours"
+
+
+class TestSet(NamedTuple):
+    """What all networks of a data set are measured on. Images are float32 (N, 784) in [0, 1]."""
+
+    name: str
+    images: torch.Tensor
+    labels: torch.Tensor  # int64 (N,)
+    noisy: torch.Tensor  # the images with noise
+    variances: torch.Tensor  # of their principal components
+    digits: torch.Tensor  # the first image of each label
+
+
+class Network(NamedTuple):
+    """A network that was measured, and what it makes of the digits of its test set."""
+
+    row: dict  # of COLUMNS
+    test_set: TestSet
+    outputs: torch.Tensor
+
+
+def find(paths):
+    """Return the files that `paths` name: every .pth below a folder, and what wildcards match.
+
+    Raises UsageError where there is none.
+    """
+    found = []
+    for path in paths:
+        below = sorted(path.rglob("*.pth")) if path.is_dir() else []
+        matching = sorted(Path().glob(str(path))) if not path.is_absolute() and "*" in str(path) else []
+        found += below or matching or [path]
+        if path.is_dir() and not below:
+            raise UsageError(f"-l {path}: there is no .pth file in this folder or below")
+    return found
+
+
+def short_names(paths):
+    """Return the part of each path that differs: without the folders and the file's name that all share."""
+    parts = [list(path.parts) for path in paths]
+    while len({tuple(p[:1]) for p in parts}) == 1 and all(len(p) > 1 for p in parts):
+        parts = [p[1:] for p in parts]
+    while len({tuple(p[-1:]) for p in parts}) == 1 and all(len(p) > 1 for p in parts):
+        parts = [p[:-1] for p in parts]
+    return [os.path.join(*p) for p in parts]
+
+
+def compare(paths, load, args, device, out):
+    """Measure the networks in the files `paths`, read by the function `load`; write the results to `out`.
+
+    A file that cannot be used is a line with the reason. Returns whether all could be. Raises OSError.
+    """
+    written = [out / "comparison.csv", out / "comparison.png", out / "sizes.png"]
+    files.announce(*written)
+    test_sets = {}  # by the name that was asked for
+    networks, failed = [], {}
+    print(HEADER)
+    for name, path in zip(tqdm(short_names(paths), unit="network", leave=False, disable=None), paths):
+        try:
+            model, record = load(path)
+            dataset = args.dataset or data.trained_on(record)
+            if dataset not in test_sets:
+                test_sets[dataset] = load_test_set(dataset, args, device)
+            networks.append(measure(name, model.to(device), test_sets[dataset]))
+            tqdm.write(line(networks[-1].row))
+        except (LabError, OSError) as error:
+            failed[name] = " ".join(str(error).split())
+            tqdm.write(f"{name}: {failed[name]}")
+
+    networks.sort(key=lambda network: network.row["mse"])
+    print(f"\nby MSE\n{HEADER}")
+    for network in networks:
+        print(line(network.row))
+    for name, reason in failed.items():
+        print(f"{name}: {reason}")
+    files.write(written[0], to_csv([network.row for network in networks], failed))
+    if networks:
+        draw_digits(networks, written[1], f"noise seed {args.seed}")
+    if len({network.row["units"] for network in networks}) > 1:
+        draw_sizes(networks, written[2])
+    print(f"wrote {', '.join(path.name for path in written if path.exists())} to {out}")
+    return not failed
+
+
+def load_test_set(dataset, args, device):
+    """Return the TestSet of a data set, of MNIST if `dataset` is None. Raises LabError, OSError."""
+    name, (images, labels) = data.load(dataset, args.data_dir, "test")
+    images, labels = data.to_float(images.to(device)), labels.to(device)
+    noisy = images + args.noise * metrics.normal_like(images, args.seed)
+    digits = images[[(labels == digit).nonzero()[0].item() for digit in labels.unique()]]
+    return TestSet(name, images, labels, noisy, metrics.pca(images)[2], digits)
+
+
+def measure(name, model, test_set):
+    """Return the Network of a model called `name`. Raises LabError if its numbers are not finite."""
+    images = test_set.images
+    codes = model.encode(images)
+    mse = metrics.mse(model, images, images).item()
+    if not math.isfinite(mse):
+        raise LabError("its outputs are not finite: train it again with a lower --lr")
+    units = codes.shape[1]
+    row = {"network": name, "dataset": test_set.name, "units": units,
+           "live_units": int((codes > 0).any(0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
+           "times_pca": mse / max(metrics.pca_mse(test_set.variances, units), 1e-12),
+           "denoised_mse": metrics.mse(model, test_set.noisy, images).item(),
+           "neighbour_accuracy": metrics.neighbour_accuracy(codes, test_set.labels)}
+    return Network(row, test_set, model(test_set.digits))
+
+
+def line(row):
+    """Return the line of a table that shows `row`, the numbers of a network."""
+    return (f"{figures.label(row['network'], 28):28}  {row['dataset']:13}  {row['units']:5}  "
+            f"{row['live_units']:4}  {row['mse']:6.4f}  {row['psnr_db']:4.1f}  {row['times_pca']:5.2f}  "
+            f"{row['denoised_mse']:8.4f}  {row['neighbour_accuracy']:10.1%}")
+
+
+def to_csv(rows, failed):
+    """Return the bytes of a CSV file of `rows` and, by name, why other files `failed`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    writer.writerows({"network": name, "error": reason} for name, reason in failed.items())
+    return text.getvalue().encode()
+
+
+def draw_digits(networks, path, noise):
+    """Draw the same ten digits by the best networks, `networks` in the order of their MSE, into a file."""
+    test_set = networks[0].test_set
+    comparable = [network for network in networks if network.test_set.name == test_set.name]
+    drawn = comparable[:MAX_DRAWN]
+    captions = [f"{figures.label(network.row['network'], 60)}: {network.row['units']} units, "
+                f"MSE {network.row['mse']:.4f}" for network in drawn]
+    title = f"The same images of {test_set.name} by each network, the lowest MSE first"
+    if len(networks) > len(drawn):
+        title += f" ({len(networks) - len(drawn)} more are not drawn)"
+    figure = Figure()
+    rows = torch.stack([test_set.digits, *(network.outputs for network in drawn)])
+    figures.image_rows(figure, title, rows.unbind(1), ["test images", *captions], columns=1, width=7)
+    files.write(path, figures.to_bytes(figure))
+
+
+def draw_sizes(networks, path):
+    """Draw the MSE of each network over its number of units, and PCA's, into a file."""
+    figure = Figure((7, 4.5), layout="constrained")
+    figures.size_curve(figure, [network.row for network in networks],
+                       {network.test_set.name: network.test_set.variances for network in networks})
+    files.write(path, figures.to_bytes(figure))
