@@ -30,8 +30,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{mode} takes no {option_name(name)}: leave it out")
 
     def error(self, message):
-        meant = [f"--{word}" for word in message.split() if f"--{word}" in self._option_string_actions]
-        raise UsageError(f"{message}: type {meant[0]}" if meant else message)
+        word = message.removeprefix("unrecognized arguments: ")
+        meant = f": type --{word}" if f"--{word}" in self._option_string_actions else ""
+        raise UsageError(message + meant)
 
 
 def add_shared_options(parser, datasets, default_dataset):

@@ -93,7 +93,7 @@ def compare(paths, load, args, device, out):
         print(f"{name}: {reason}")
     files.write(written[0], to_csv([network.row for network in networks], failed))
     if networks:
-        draw_digits(networks, written[1], f"noise seed {args.seed}")
+        draw_digits(networks, written[1])
     if len({network.row["units"] for network in networks}) > 1:
         draw_sizes(networks, written[2])
     print(f"wrote {', '.join(path.name for path in written if path.exists())} to {out}")
@@ -142,25 +142,33 @@ def to_csv(rows, failed):
     return text.getvalue().encode()
 
 
-def draw_digits(networks, path, noise):
+def draw_digits(networks, path):
     """Draw the same ten digits by the best networks, `networks` in the order of their MSE, into a file."""
     test_set = networks[0].test_set
     comparable = [network for network in networks if network.test_set.name == test_set.name]
     drawn = comparable[:MAX_DRAWN]
-    captions = [f"{figures.label(network.row['network'], 60)}: {network.row['units']} units, "
-                f"MSE {network.row['mse']:.4f}" for network in drawn]
+    captions = [f"{figures.label(network.row['network'], 60)}: MSE {network.row['mse']:.4f}"
+                for network in drawn]
     title = f"The same images of {test_set.name} by each network, the lowest MSE first"
     if len(networks) > len(drawn):
         title += f" ({len(networks) - len(drawn)} more are not drawn)"
     figure = Figure()
     rows = torch.stack([test_set.digits, *(network.outputs for network in drawn)])
-    figures.image_rows(figure, title, rows.unbind(1), ["test images", *captions], columns=1, width=7)
+    figures.image_column(figure, title, rows.unbind(1), ["test images", *captions])
+    figures.sign(figure, small_print(test_set))
     files.write(path, figures.to_bytes(figure))
 
 
 def draw_sizes(networks, path):
     """Draw the MSE of each network over its number of units, and PCA's, into a file."""
-    figure = Figure((7, 4.5), layout="constrained")
+    figure = Figure((7, 4.5))
     figures.size_curve(figure, [network.row for network in networks],
                        {network.test_set.name: network.test_set.variances for network in networks})
+    test_sets = {network.test_set.name: network.test_set for network in networks}.values()
+    figures.sign(figure, "; ".join(map(small_print, test_sets)))
     files.write(path, figures.to_bytes(figure))
+
+
+def small_print(test_set):
+    """Return on what networks were measured, in words."""
+    return f"measured on the {len(test_set.images):,} test images of {test_set.name}"

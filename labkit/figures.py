@@ -59,8 +59,9 @@ def small_print(record):
 
 def sign(figure, text):
     """Write the small print `text` at the bottom of a figure."""
-    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", va="bottom", fontsize=7, color="0.4",
-                parse_math=False)
+    size = min(7, 125 * figure.get_figwidth() / len(text))  # fits into the figure
+    figure.text(0.5, 0.06 / figure.get_figheight(), text, ha="center", va="bottom", fontsize=size,
+                color="0.4", parse_math=False)
 
 
 def loss_curve(figure, history, record):
@@ -119,6 +120,12 @@ def image_rows(figure, title, tiles, captions, columns=5, width=None, bottom=BOT
     return figure.axes
 
 
+def image_column(figure, title, tiles, captions):
+    """Draw image_rows() in one column, as wide as a screen's height allows; return the axes of each row."""
+    width = min(10, (9.2 / len(captions) - CAPTION_HEIGHT) * len(tiles))
+    return image_rows(figure, title, tiles, captions, columns=1, width=width)
+
+
 def rows_height(count, length, columns, width):
     """Return the height of `count` rows of `length` images with their captions in a figure of `width`."""
     return math.ceil(count / columns) * (width / columns / length + CAPTION_HEIGHT)
@@ -142,10 +149,11 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     """
     count, length, pixels = rows.shape
     first = torch.cat([examples, torch.ones(length - 2, pixels, device=rows.device)])
-    columns = 1 if count <= 10 else 2 if count <= 16 else 3
-    width = min(10, (9.2 / (count + 1) - CAPTION_HEIGHT) * length) if columns == 1 else 10
-    tiles = torch.cat([first[None], rows]).unbind(1)
-    first_axes, *unit_axes = image_rows(figure, title, tiles, ["input | output", *captions], columns, width)
+    tiles, captions = torch.cat([first[None], rows]).unbind(1), ["input | output", *captions]
+    if count <= 10:
+        first_axes, *unit_axes = image_column(figure, title, tiles, captions)
+    else:
+        first_axes, *unit_axes = image_rows(figure, title, tiles, captions, columns=2 if count <= 16 else 3)
 
     marker = dict(marker="^", color="tab:red", markersize=5, linestyle="none")
     legend = ("each row moves one unit over the range of 98% of the test images\n"
@@ -199,6 +207,7 @@ def tiled(images, size=28):
 
 def size_curve(figure, rows, variances):
     """Draw the MSE of each network, in `rows`, over its units, and PCA's from the data sets' `variances`."""
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.17, top=0.92)
     axes = figure.add_subplot(title="Test MSE and size of the code", xlabel="units, or components of PCA",
                               ylabel="MSE over the whole test set", xscale="log", yscale="log")
     largest = max(row["units"] for row in rows)
