@@ -168,7 +168,7 @@ def codes(lab, figure):
                                    for vectors in (codes, pca_codes, lab.images))
     neighbours = (f"nearest neighbour of the same digit: {same:.1%} by code, {pca_same:.1%} by PCA with "
                   f"{units} numbers, {pixels_same:.1%} by all pixels")
-    print(f"the plane of the codes that is drawn holds {share:.1%} of their variance")
+    print(f"the plane that codes.png draws holds {share:.1%} of the codes' variance")
     print(neighbours)
 
     coordinates = (codes - centre) @ axes.T
@@ -179,24 +179,13 @@ def codes(lab, figure):
     grid = torch.stack(torch.meshgrid(x, y.flip(0), indexing="xy"), -1)
     decoded = lab.model.decode((centre + grid @ axes).clamp(min=0))
 
-    random = lab.model.decode(random_codes(codes, lab.seed))
+    random = lab.model.decode(metrics.random_like(codes, 10, lab.seed))
     pairs = torch.stack([random, lab.images[metrics.nearest(random, lab.images)]], 1)
     title = (f"Codes of {lab.weights} on {lab.dataset}: {share:.1%} of their variance is in this plane\n"
              f"{neighbours}")
     figures.code_map(figure, title, coordinates, lab.labels, (*low, *high), decoded, pairs)
     return {"plane_variance": share, "neighbour_accuracy": same, "pca_neighbour_accuracy": pca_same,
             "pixel_neighbour_accuracy": pixels_same}
-
-
-def random_codes(codes, seed):
-    """Return ten random codes, normal with the mean and covariance of `codes`, negative values cut to 0.
-
-    Real codes follow no such law, so many of these decode to no digit: a variational autoencoder is trained
-    until they do (Kingma and Welling, "Auto-Encoding Variational Bayes", arXiv 1312.6114).
-    """
-    mean, components, variances = metrics.pca(codes)
-    normal = metrics.normal_like(codes[:10], seed)
-    return (mean + normal * variances.sqrt() @ components).clamp(min=0)
 
 
 STEPS = {4: reconstruction, 5: denoising, 6: interpolation}  # of the report
@@ -229,27 +218,27 @@ def set_up(args, model, record, device):
 
 def parse(argv):
     """Return the options of the command line. Raises UsageError."""
-    parser = cli.Parser("lab1.py", description="Put trained weights through the report's three tests.")
-    add = parser.add_argument
+    parser = cli.Parser(
+        "lab1.py", "Put trained weights through the report's three tests, look inside, or compare them.",
+        ["-l model.pth", "-l model.pth -i my7.png worst digit=7", "-l submissions", "-l model.pth --explore"])
+    add = parser.add_argument_group("networks and images").add_argument
     add("-l", "--load", type=Path, nargs="+", required=True, metavar="FILE",
-        help="the weights, a state_dict of the lab's network; several files or a folder are compared")
-    add("-i", "--index", nargs="+", default=[], metavar="N",
-        help="images to show: indices of test images, worst, best, digit=7 (the first ten), or pictures of "
-             "your own digits (default: the first test image of every digit)")
+        help="the weights; several files or a folder of them are compared")
+    add("-i", "--index", nargs="+", default=[], metavar="WORD",
+        help="images to show: indices of test images, worst, best, digit=7 (ten each), or pictures of your "
+             "own (default: the first image of each digit)")
+    add = parser.add_argument_group("experiments").add_argument
     add("--step", type=int, choices=STEPS, nargs="+", default=[], metavar="N",
-        help="the report's steps: 4 reconstruction, 5 denoising, 6 interpolation (default: all experiments)")
-    add("--noise", type=float, default=0.2, metavar="S",
-        help="step 5 adds S * N(0, 1) (default: %(default)s)")
-    add("--steps", type=int, default=8, metavar="N",
-        help="images that step 6 decodes from start to end (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="folder of the results (default: outputs/<weights>)")
+        help="4 reconstruction, 5 denoising, 6 interpolation (default: all)")
+    add("--noise", type=float, default=0.2, metavar="X", help="of step 5: X * N(0, 1) (default: %(default)s)")
+    add("--steps", type=int, default=8, metavar="N", help="images in between (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of noise and random codes (default: %(default)s)")
+    add = parser.add_argument_group("results").add_argument
+    add("--out", type=Path, metavar="DIR", help="their folder (default: outputs/<weights>)")
     add("--format", choices=("png", "pdf", "svg"), default="png", help="of figures (default: %(default)s)")
-    add("--explore", action="store_true",
-        help="write explore.html instead, a page to play with the network, and open it in the browser")
-    add("--no-show", action="store_true",
-        help="open no windows and no browser (without a display none open anyway)")
-    cli.add_shared_options(parser, data.DATASETS, "the weights' own, if known; else as train.py")
+    add("--explore", action="store_true", help="write a page to play with instead, and open it")
+    add("--no-show", action="store_true", help="open no windows and no browser")
+    cli.add_data_options(parser, data.DATASETS, "the weights' own, or as train.py")
     args = parser.parse_args(argv)
     cli.require_range("--noise", args.noise, 0, 10**6)
     cli.require_range("--steps", args.steps, 2, 100)

@@ -11,7 +11,6 @@ import math
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -31,14 +30,14 @@ from model import autoencoderMLP4Layer, start_from_mean
 class Settings:
     """What the numbers of a run depend on, beside its images. Raises UsageError for a value out of range."""
 
-    bottleneck: int = cli.option(8, "units of the bottleneck", 1, 784, short="-z")
+    bottleneck: int = cli.option(8, "units of the bottleneck", 1, 784, short="-z", group="network")
+    init: str = cli.option("mean", "start from the mean image, or report: PyTorch's weights",
+                           choices=("mean", "report"), group="network")
+    seed: int = cli.option(0, "of weights, shuffling and noise", 0, 2**63 - 1, group="network")
     epochs: int = cli.option(50, "passes over the training images", 0, 10**9, short="-e")
     batch_size: int = cli.option(2048, "images per step", 1, 10**9, short="-b")
     lr: float = cli.option(1e-3, "Adam's learning rate", 0, 1e38)
-    noise: float = cli.option(0.0, "train to denoise: add so many times N(0, 1) to the inputs", 0, 10**6)
-    init: str = cli.option("mean", "start from the mean image with live units, or as the report does from "
-                           "PyTorch's weights", choices=("mean", "report"))
-    seed: int = cli.option(0, "seed of the weights, the shuffling and the noise", 0, 2**63 - 1)
+    noise: float = cli.option(0.0, "train to denoise: add X * N(0, 1) to the inputs", 0, 10**6)
 
     def __post_init__(self):
         cli.require_ranges(self)
@@ -93,7 +92,7 @@ def train(args, settings, processes):
             epoch_start = time.perf_counter()
             batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
                                    processes.rank, processes.world_size)
-            torch.manual_seed(noise_seed(settings.seed, epoch, processes.rank))
+            torch.manual_seed(data.noise_seed(settings.seed, epoch, processes.rank))
             loss = processes.mean(*train_epoch(network, batches, optimizer, settings.noise))
             require_finite(loss, model, epoch, settings.lr)
             test_loss = evaluate(model, test_images, processes)
@@ -121,11 +120,6 @@ def build(settings, train_images):
     model.to(train_images.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     return model, optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "min")
-
-
-def noise_seed(seed, epoch, rank):
-    """Return the seed of the noise of an epoch in a process: not that of the shuffling, nor of any other."""
-    return zlib.crc32(f"noise {seed} {epoch} {rank}".encode())
 
 
 def evaluate(model, test_images, processes):
@@ -163,17 +157,19 @@ def print_summary(model, train_images, test_images, epochs_done, start):
 
 def parse(argv):
     """Return the options of the command line, and the Settings among them."""
-    parser = cli.Parser("train.py", description="Train the lab's autoencoder, 784-392-8-392-784, on MNIST.")
+    parser = cli.Parser(
+        "train.py", "Train the lab's autoencoder, 784-392-8-392-784, on MNIST.",
+        ["-z 8 -e 50 -b 2048 -s model.pth -p loss.png", "-e 100 -s model.pth -p loss.png --resume",
+         "--noise 0.2 --lr 0.003 -s denoiser.pth -p denoiser.png"])
     cli.add_settings(parser, Settings)
-    add = parser.add_argument
+    add = parser.add_argument_group("files").add_argument
     add("-s", "--save", type=Path, metavar="FILE",
-        help="the weights (default: outputs/<dataset>/model.pth); the checkpoint that --resume needs "
-             "goes beside them as .ckpt")
+        help="the weights, and beside them a .ckpt for --resume (default: outputs/<dataset>/model.pth)")
     add("-p", "--plot", type=Path, metavar="FILE",
-        help="the loss curve (default: outputs/<dataset>/loss.png); its numbers go beside it as .csv")
+        help="the loss curve, and beside it a .csv (default: outputs/<dataset>/loss.png)")
     add("--resume", action="store_true",
-        help="continue from the .ckpt, if there is one, up to -e epochs; the other options must be the same")
-    cli.add_shared_options(parser, data.DATASETS, "mnist, and glyphs if mnist is unavailable")
+        help="go on from the .ckpt with the same options, up to -e epochs")
+    cli.add_data_options(parser, data.DATASETS, "mnist, or glyphs without it")
     args = parser.parse_args(argv)
     return args, Settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)})
 

@@ -15,6 +15,12 @@ DATA_DIR = Path(__file__).parent.parent / "data"  # wherever a command is run fr
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError for a mistake, and says what was probably meant."""
 
+    def __init__(self, program, description, examples):
+        super().__init__(
+            prog=program, usage=f"python {program} [options]", description=description,
+            epilog="examples:\n" + "\n".join(f"  python {program} {example}" for example in examples),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26))
+
     def parse_args(self, argv=None):
         for word in sys.argv[1:] if argv is None else argv:
             if word[0:1] in tuple("‒–—−"):
@@ -35,29 +41,34 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message + meant)
 
 
-def add_shared_options(parser, datasets, default_dataset):
+def add_data_options(parser, datasets, default_dataset):
     """Add --dataset, --data-dir and --device; `default_dataset` says in words which data set is used."""
-    add = parser.add_argument
-    add("--dataset", choices=datasets, help=f"data set (default: {default_dataset})")
+    add = parser.add_argument_group("data and device").add_argument
+    add("--dataset", choices=datasets, metavar="NAME",
+        help=f"{', '.join(datasets)} (default: {default_dataset})")
     add("--data-dir", type=Path, default=DATA_DIR, metavar="DIR",
-        help="folder of the data sets, downloaded on first use (default: data, beside the scripts)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cuda if it is there, else cpu)")
+        help="where they are, downloaded on first use (default: data, here)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (default: cuda if it is there)")
 
 
-def option(default, help, low=None, high=None, choices=None, short=None):
+def option(default, help, low=None, high=None, choices=None, short=None, group="training"):
     """Return a dataclass's field that add_settings() makes an option, with its range or choices."""
-    return dataclasses.field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices,
-                                                            short=short))
+    about = dict(help=help, low=low, high=high, choices=choices, short=short, group=group)
+    return dataclasses.field(default=default, metadata=about)
 
 
 def add_settings(parser, settings):
     """Add the fields of the dataclass `settings`, each an option(), to the options of a parser."""
+    groups = {}
     for field in dataclasses.fields(settings):
         about = field.metadata
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
         names = [name for name in (about["short"], option_name(field.name)) if name]
-        metavar = None if about["choices"] else {int: "N", float: "X"}[field.type]
-        parser.add_argument(*names, type=field.type, default=field.default, choices=about["choices"],
-                            metavar=metavar, help=f"{about['help']} (default: %(default)s)")
+        metavar = {int: "N", float: "X", str: None}[field.type]
+        groups[about["group"]].add_argument(
+            *names, type=field.type, default=field.default, choices=about["choices"], metavar=metavar,
+            help=f"{about['help']} (default: %(default)s)")
 
 
 def option_name(field):

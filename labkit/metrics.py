@@ -96,6 +96,17 @@ def normal_like(images, seed):
     return torch.randn(images.shape, generator=generator).to(images.device)
 
 
+def random_like(codes, count, seed):
+    """Return random codes (count, units), normal with the mean and covariance of `codes`, cut at 0.
+
+    Real codes follow no such law, so that many of these decode to no digit: a variational autoencoder is
+    trained until they do (Kingma and Welling, "Auto-Encoding Variational Bayes", arXiv 1312.6114).
+    """
+    mean, components, variances = pca(codes)
+    normal = normal_like(codes[:count], seed)
+    return (mean + normal * variances.sqrt() @ components).clamp(min=0)
+
+
 def importance(model, codes, images):
     """Return the importance of each unit, (N_bottleneck,); the sum is 1, or 0 if all units are dead.
 
