@@ -75,7 +75,8 @@ def read(path):
             warnings.simplefilter("ignore")  # about what is refused below anyway
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
-        kind = mimetypes.guess_type(path)[0] or "damaged, or not written by torch.save"
+        picture = (mimetypes.guess_type(path)[0] or "").startswith("image")
+        kind = "a picture" if picture else "damaged, or not written by torch.save"
         raise CheckpointError(f"{path} is {kind} ({error}): expected weights like model.pth") from error
     except Exception as error:  # a hostile pickle can raise anything
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):

@@ -107,6 +107,9 @@ def load(dataset, data_dir, *splits):
         print(f"warning: {', '.join(others)} in {data_dir}: not MNIST's, so the results are called {name}",
               file=sys.stderr)
     sets = [Images(*(tensors[file] for file in FILES[split])) for split in splits]
+    if any(len(images) != len(labels) for images, labels in sets):
+        raise DataError(f"{data_dir} holds different numbers of images and labels of {name}: put its four "
+                        "files there anew")
     return name, *(Images(images.flatten(1), labels.long()) for images, labels in sets)
 
 
