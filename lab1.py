@@ -174,8 +174,9 @@ def codes(lab, figure):
     coordinates = (codes - centre) @ axes.T
     if units == 1:  # no second coordinate: each digit gets a height of its own
         coordinates[:, 1] = lab.labels + 0.2 * metrics.normal_like(codes[:, 0], lab.seed)
-    low, high = (coordinates.quantile(q, 0).tolist() for q in (0.002, 0.998))
-    x, y = (torch.linspace(start, end, 15).to(codes) for start, end in zip(low, high))
+    low = coordinates.quantile(0.002, 0)
+    size = (coordinates.quantile(0.998, 0) - low).clamp(min=1e-6)
+    x, y = low[:, None] + size[:, None] * (torch.arange(15).to(codes) + 0.5) / 15  # the centres of the images
     grid = torch.stack(torch.meshgrid(x, y.flip(0), indexing="xy"), -1)
     decoded = lab.model.decode((centre + grid @ axes).clamp(min=0))
 
@@ -183,7 +184,9 @@ def codes(lab, figure):
     pairs = torch.stack([random, lab.images[metrics.nearest(random, lab.images)]], 1)
     title = (f"Codes of {lab.weights} on {lab.dataset}: {share:.1%} of their variance is in this plane\n"
              f"{neighbours}")
-    figures.code_map(figure, title, coordinates, lab.labels, (*low, *high), decoded, pairs)
+    names = (["unit 0", "digit"] if units == 1 else ["unit 0", "unit 1"] if units == 2 else
+             ["first principal component of the codes", "second principal component"])
+    figures.code_map(figure, title, names, coordinates, lab.labels, low, low + size, decoded, pairs)
     return {"plane_variance": share, "neighbour_accuracy": same, "pca_neighbour_accuracy": pca_same,
             "pixel_neighbour_accuracy": pixels_same}
 

@@ -166,17 +166,18 @@ def unit_rows(figure, title, examples, rows, captions, positions):
         axes.plot(x, 28, clip_on=False, **marker)
 
 
-def code_map(figure, title, coordinates, labels, extent, decoded, pairs):
+def code_map(figure, title, names, coordinates, labels, low, high, decoded, pairs):
     """Draw codes in a plane | the images decoded over it, and below them pairs of images.
 
-    `coordinates` (N, 2) are the codes', `labels` (N,) from 0 to 9, `extent` (left, bottom, right, top) a part
-    of the plane, `decoded` (rows, columns, 784) images over it from the top, `pairs` (n, 2, 784).
+    `names` are the axes', `coordinates` (N, 2) the codes', `labels` (N,) from 0 to 9. The corners of what is
+    drawn are `low` and `high`, (2,), and `decoded`, (rows, columns, 784), the images over it from the top.
+    `pairs` are (n, 2, 784).
     """
-    left, bottom, right, top = extent
+    (left, bottom), (right, top) = low.tolist(), high.tolist()
     figure.set_size_inches(11, 7.8)
     figure.suptitle(title, y=0.985, va="top", fontsize=11, parse_math=False)
-    dots = figure.add_axes((0.06, 0.29, 0.43, 0.57), title="codes of the test images")
-    dots.set(xlim=(left, right), ylim=(bottom, top), xlabel="first axis of the plane", ylabel="second axis")
+    dots = figure.add_axes((0.06, 0.29, 0.43, 0.57), title="codes of the test images", xlabel=names[0])
+    dots.set(xlim=(left, right), ylim=(bottom, top), ylabel=names[1])
     coordinates, labels = coordinates.numpy(force=True), labels.numpy(force=True)
     for digit, color in enumerate(COLORS):
         of_digit = coordinates[labels == digit]
@@ -187,7 +188,7 @@ def code_map(figure, title, coordinates, labels, extent, decoded, pairs):
                       va="center", color="white", path_effects=outline)
 
     plane = figure.add_axes((0.55, 0.29, 0.43, 0.57), title="images decoded from the same plane",
-                            xlabel="first axis of the plane")
+                            xlabel=names[0])
     plane.imshow(tiled(decoded), cmap="gray", vmin=0, vmax=1, aspect="auto",
                  extent=(left, right, bottom, top))
     strip = figure.add_axes((0.06, 0.04, 0.92, 0.15))
