@@ -48,7 +48,7 @@ def load(path):
 
     The size of the bottleneck is the file's. Raises CheckpointError, which says what was expected, OSError.
     """
-    state = checkpoint.read_weights(path)
+    state, record = checkpoint.read_weights(path)
     names = list(autoencoderMLP4Layer().state_dict())
     if set(state) != set(names):
         raise checkpoint.CheckpointError(
@@ -58,7 +58,7 @@ def load(path):
     model = autoencoderMLP4Layer(N_bottleneck=max(1, state["fc2.bias"].numel()))
     checkpoint.require_like(state, model.state_dict(), path)
     model.load_state_dict(state)
-    return model, checkpoint.record_of(state)
+    return model, record
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from labkit import LabError
 
@@ -40,9 +39,10 @@ def with_record(state_dict, record):
 
 def record_of(state_dict):
     """Return how weights were trained, {"dataset", "epochs", "settings"}, or None if they do not say."""
-    record = getattr(state_dict, "_metadata", {}).get("", {})
+    metadata = getattr(state_dict, "_metadata", None)
+    record = metadata.get("") if isinstance(metadata, dict) else None
     expected = {"dataset": str, "epochs": int, "settings": dict}
-    if any(type(record.get(key)) is not kind for key, kind in expected.items()):
+    if not isinstance(record, dict) or any(type(record.get(key)) is not kind for key, kind in expected.items()):
         return None
     if any(type(value) not in (int, float, str) for value in record["settings"].values()):
         return None
@@ -95,10 +95,11 @@ def require_checksums(content):
 
 
 def read_weights(path):
-    """Return the state_dict in `path`: names and finite float32 tensors. Raises CheckpointError, OSError.
+    """Return the weights in `path`, names and finite float32 tensors, and record_of() them.
 
     In the file they may also be the only state_dict among the entries of a dict, have names that begin with
-    "module.", from DataParallel or DistributedDataParallel, and another precision.
+    "module.", from DataParallel or DistributedDataParallel, and another precision. Raises CheckpointError,
+    OSError.
     """
     if Path(path).suffix == ".ckpt":
         raise CheckpointError(f"{path} is for --resume: load {Path(path).with_suffix('.pth')} beside it")
@@ -111,12 +112,12 @@ def read_weights(path):
     if not is_state_dict(state):
         raise CheckpointError(f"{path} holds no state_dict: ask its author for "
                               "torch.save(model.state_dict(), ...)")
-    consume_prefix_in_state_dict_if_present(state, "module.")
+    weights = {}
     for name, tensor in state.items():
         dtype = tensor.dtype if tensor.is_floating_point() else torch.float32
         require_tensor(tensor, dtype, f"{path}: {name}")
-        state[name] = tensor.float()
-    return state
+        weights[name.removeprefix("module.")] = tensor.float()
+    return weights, record_of(state)
 
 
 def is_state_dict(value):

@@ -1,13 +1,14 @@
 """Files written atomically: each is absent, unchanged or complete at any moment."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
 def write(path, content):
     """Write bytes to `path`, or to what it links to; whatever fails, the old file stays. Raises OSError."""
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = part_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as file:
@@ -17,6 +18,11 @@ def write(path, content):
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(target):
+    """Return the path at which the content of `target` is written, before it is renamed."""
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
 
 
 def require_writable(*paths):
@@ -30,6 +36,8 @@ def require_writable(*paths):
             raise OSError(f"{path} cannot be written: {folder} is not a folder")
         if not os.access(folder, os.W_OK):
             raise OSError(f"{path} cannot be written: {folder} is read-only")
+        with suppress(FileNotFoundError):  # but a name may be too long
+            os.stat(folder / part_of(target).name)
 
 
 def announce(*paths):

@@ -73,12 +73,17 @@ def plane(codes):
 def nearest(queries, vectors, skip_self=False):
     """Return for each of `queries`, (M, n), the index of the nearest of `vectors`, (N, n), int64 (M,).
 
-    With `skip_self` the queries are the vectors, and none is its own neighbour.
+    With `skip_self` the queries are the vectors, and none is its own neighbour. Distances are sums of squared
+    differences where n is small. A matrix product is much faster where it is large, but of codes of one unit
+    around 30 it finds the wrong neighbour two times in three: the products are too large for float32.
     """
     squares, found = vectors.square().sum(1), []
     for start in range(0, len(queries), 1_000):  # distances of 1,000 queries at a time
         part = queries[start : start + 1_000]
-        distances = torch.addmm(squares, part, vectors.T, alpha=-2)  # squared, less the query's own square
+        if vectors.shape[1] <= 8:
+            distances = torch.cdist(part, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+        else:
+            distances = torch.addmm(squares, part, vectors.T, alpha=-2)  # squared, less a constant
         if skip_self:
             distances[range(len(part)), range(start, start + len(part))] = math.inf
         found.append(distances.argmin(1))

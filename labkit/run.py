@@ -90,9 +90,11 @@ class Run:
         now = self.settings | {"dataset": self.dataset, "images": self.images}
         then = state["settings"] | {"dataset": state["dataset"], "images": state["images"]}
         for name in now:
-            if name != "epochs" and repr(then.get(name)) != repr(now[name]):
-                raise UsageError(f"{self.checkpoint} was made with {name} {then.get(name)}, not {now[name]}: "
-                                 "repeat its options, or leave --resume out")
+            made, same_type = then.get(name), type(then.get(name)) is type(now[name])
+            if name != "epochs" and not (same_type and made == now[name]):
+                made = made if same_type else type(made).__name__
+                raise UsageError(f"{self.checkpoint} was made with {name} {made}, not {now[name]}: repeat its "
+                                 "options, or leave --resume out")
         return state
 
     def resume(self, state):

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from labkit import archives, glyphs
+from labkit import data, glyphs
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # two threads wait for each other for seconds where somebody else computes, too
@@ -129,12 +129,12 @@ def at_epoch(number, then):
     return f"""
 import os, signal
 from labkit import data
-set_epoch = data.ShuffledIndices.set_epoch
-def at_epoch(sampler, epoch):
-    set_epoch(sampler, epoch)
+batches = data.batches
+def at_epoch(images, batch_size, seed, epoch, *rest):
     if epoch == {number}:
         {then}
-data.ShuffledIndices.set_epoch = at_epoch
+    return batches(images, batch_size, seed, epoch, *rest)
+data.batches = at_epoch
 """
 
 
@@ -197,7 +197,7 @@ def put_archives(raw):
     images = torch.arange(30 * 784).remainder(256).to(torch.uint8).view(30, 28, 28)
     labels = torch.arange(30).remainder(10).to(torch.uint8)
     tensors = images[:20], labels[:20], images[20:], labels[20:]
-    names = (*archives.ARCHIVES["train"], *archives.ARCHIVES["test"])
+    names = [f"{name}.gz" for split in ("train", "test") for name in data.FILES[split]]
     contents = {name: damage.gzipped_idx(tensor) for name, tensor in zip(names, tensors)}
     raw.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

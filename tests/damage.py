@@ -1,4 +1,4 @@
-"""Files as nobody should write them, for the tests and for benchmarks/faults.py."""
+"""Files as nobody should write them."""
 
 import gzip
 import io
@@ -33,15 +33,6 @@ def zipped(members):
         for name, content in members.items():
             archive.writestr(name, content)
     return buffer.getvalue()
-
-
-def with_two_members_exchanged(content, rng):
-    """Return the zip archive `content` with the contents of two members exchanged and the right checksums."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    a, b = rng.sample(sorted(members), 2)
-    members[a], members[b] = members[b], members[a]
-    return zipped(members)
 
 
 def damaged(content, rng):

@@ -35,16 +35,18 @@ def write_often(path, content):
         files.write(path, content)
 
 
-def test_a_folder_in_which_nothing_can_be_written_leaves_no_other_behind(tmp_path):
+def test_what_cannot_be_written_is_named_before_and_nothing_is_made(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     good, bad = tmp_path / "new/deep/model.pth", tmp_path / "file/loss.png"
     with pytest.raises(OSError, match=f"^{bad} cannot be written: {tmp_path}/file is not a folder$"):
         files.require_writable(good, bad)
-    with pytest.raises(OSError, match="cannot be written: File name too long$"):
+    with pytest.raises(OSError, match="File name too long"):
         files.require_writable(tmp_path / "new" / ("x" * 300))
-    assert os.listdir(tmp_path) == ["file"]
-    files.require_writable(good)
-    assert os.listdir(tmp_path / "new/deep") == []
+    files.announce(good)
+    assert os.listdir(tmp_path) == ["file"] and capsys.readouterr().out == ""
+    files.write(good, b"new")
+    files.announce(good, tmp_path / "file", bad.parent / "../other")
+    assert capsys.readouterr().out == f"replacing {good}, {tmp_path}/file\n"
 
 
 def test_a_link_stays_a_link_and_a_device_a_device(tmp_path):

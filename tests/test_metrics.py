@@ -29,33 +29,62 @@ def test_psnr_is_in_decibels_of_the_whole_range():
     assert metrics.psnr(0) > 100 and math.isfinite(metrics.psnr(0))  # JSON has no infinity
 
 
-def test_mse_and_the_active_fraction_of_each_unit_are_over_all_images(model, images):
-    batches = images[:200], images[200:]
-    mse, activity = metrics.mse(model, batches), metrics.activity(model, batches)
+def test_mse_and_the_active_fraction_of_each_unit_are_over_all_images(model, images, monkeypatch):
+    monkeypatch.setattr(metrics, "PART", 70)  # a last short part
+    mse, activity = metrics.mse(model, images, images), metrics.activity(model, images.split(200))
     theirs = Report(N_bottleneck=4)
     theirs.load_state_dict(model.state_dict())
-    expected = (theirs(images) - images).square().mean().item()
-    assert mse.item() == pytest.approx(expected, rel=1e-5)
+    assert mse.item() == pytest.approx((theirs(images) - images).square().mean().item(), rel=1e-5)
     code = torch.relu(theirs.fc2(torch.relu(theirs.fc1(images))))
     assert activity.tolist() == pytest.approx((code > 0).float().mean(0).tolist())
     assert activity[2] == 0 and activity.max() > 0
 
 
-def test_the_mse_of_one_image_painted_for_all(images):
-    image = images[0]
-    expected = (images - image).square().mean().item()
-    assert metrics.constant_mse(image, images.split(250)) == pytest.approx(expected, rel=1e-5)
-
-
 def test_pca_is_the_best_linear_code():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(200, 30, generator=generator) @ torch.diag(torch.linspace(1, 0.1, 30))
+    mean, components, variances = metrics.pca(images)
     centred = images - images.mean(0)
     u, s, v = torch.linalg.svd(centred, full_matrices=False)
     residual = centred - u[:, :5] * s[:5] @ v[:5]
-    assert metrics.pca_mse(images, 5) == pytest.approx(residual.square().mean().item(), rel=1e-4)
-    assert metrics.pca_mse(images, 30) == pytest.approx(0, abs=1e-6)
-    assert metrics.pca_mse(images, 40) == 0
+    assert metrics.pca_mse(variances, 5) == pytest.approx(residual.square().mean().item(), rel=1e-4)
+    assert metrics.pca_mse(variances, 30) == metrics.pca_mse(variances, 40) == 0
+    torch.testing.assert_close(mean, images.mean(0))
+    torch.testing.assert_close((components @ v.T).abs(), torch.eye(30), atol=0.01, rtol=0)
+    torch.testing.assert_close(variances, s.square() / 200, rtol=1e-4, atol=1e-6)
+
+
+def test_the_nearest_is_the_nearest_other_one():
+    vectors = torch.randn(1100, 3, generator=torch.Generator().manual_seed(0))  # more than one part
+    labels = torch.arange(1100) % 7
+    distances = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist")
+    assert metrics.nearest(vectors, vectors).equal(torch.arange(1100))
+    nearest = distances.fill_diagonal_(math.inf).argmin(1)
+    assert metrics.nearest(vectors, vectors, skip_self=True).equal(nearest)
+    expected = (labels[nearest] == labels).float().mean().item()
+    assert metrics.neighbour_accuracy(vectors, labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("units", [1, 2, 5])
+def test_the_plane_is_the_units_themselves_or_two_principal_components(units):
+    codes = torch.randn(400, units, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, units + 1)
+    centre, axes, share = metrics.plane(codes)
+    if units <= 2:
+        assert centre.tolist() == [0] * units and axes.equal(torch.eye(2, units)) and share == 1
+    else:
+        _, s, v = torch.linalg.svd(codes - codes.mean(0), full_matrices=False)
+        assert share == pytest.approx((s[:2].square().sum() / s.square().sum()).item(), rel=1e-4)
+        torch.testing.assert_close((axes @ v[:2].T).abs(), torch.eye(2), atol=1e-3, rtol=0)
+
+
+def test_random_codes_have_the_codes_mean_and_covariance_and_none_is_negative():
+    generator = torch.Generator().manual_seed(0)
+    codes = 50 + torch.randn(2000, 3, generator=generator) @ torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 0, 0]])
+    random = metrics.random_like(codes, 2000, seed=1)
+    torch.testing.assert_close(random.mean(0), codes.mean(0), atol=0.3, rtol=0)
+    torch.testing.assert_close(random.T.cov(), codes.T.cov(), atol=0.4, rtol=0)
+    assert metrics.random_like(codes - 50, 10, seed=1).min() == 0
+    assert not metrics.random_like(codes, 10, 1).equal(metrics.random_like(codes, 10, 2))
 
 
 def test_noise_is_the_same_for_the_same_seed():
@@ -89,28 +118,3 @@ def test_importance_is_what_holding_a_unit_costs_and_sums_to_1(decodings, count,
 def test_importance_of_a_network_without_live_units_is_0(model, images):
     model.fc2.bias.fill_(-100)
     assert metrics.importance(model, model.encode(images), images).tolist() == [0, 0, 0, 0]
-
-
-@torch.inference_mode()
-def test_reconstruction_is_measured_over_all_images_and_digit_by_digit(model, images):
-    labels = torch.arange(300) % 3
-    numbers = metrics.reconstruction(model, images, labels)
-    errors = (model(images) - images).square().mean(1)
-    assert numbers["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
-    assert numbers["psnr_db"] == pytest.approx(-10 * math.log10(numbers["mse"]))
-    assert numbers["pca_mse"] == metrics.pca_mse(images, 4)
-    assert numbers["mse_of_each_digit"] == pytest.approx(
-        {digit: errors[digit::3].mean().item() for digit in range(3)}, rel=1e-5)
-
-
-@torch.inference_mode()
-def test_denoising_adds_noise_that_is_not_clipped_and_compares_with_the_clean_images(model, images):
-    numbers = metrics.denoising(model, images, noise=0.3, seed=1)
-    noisy = images + 0.3 * metrics.normal_like(images, seed=1)
-    assert numbers["noisy_mse"] == pytest.approx(0.09, rel=0.02)
-    clipped = (noisy.clamp(0, 1) - images).square().mean().item()
-    assert numbers["clipped_mse"] == pytest.approx(clipped, rel=1e-5)
-    assert numbers["mse"] == pytest.approx((model(noisy) - images).square().mean().item(), rel=1e-5)
-    assert numbers["mse_at_noise"][0.3] == pytest.approx(numbers["mse"], rel=1e-6)
-    clean = (model(images) - images).square().mean().item()
-    assert numbers["mse_at_noise"][0.0] == pytest.approx(clean, rel=1e-5)

@@ -3,19 +3,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
-from conftest import FAST, ROOT, SMALL, history, same_weights, with_signal
+from conftest import FAST, ROOT, SMALL, at_epoch, history, same_weights, with_signal
 
 import train
-from labkit import LabError, checkpoint, data, job
+from labkit import LabError, UsageError, data, processes
+from model import load
 
 TWO = ("train.py", *FAST, "-b", "254")
-
-
-TERMINATED = with_signal(2, signal.SIGTERM)
-LOST = with_signal(3, signal.SIGKILL)
 KEEP_NOISE = """
 import os
 import torch
@@ -26,8 +24,6 @@ def keep_noise(images):
     return noise
 torch.randn_like = keep_noise
 """
-
-
 START = f"""
 import sys, time
 from pathlib import Path
@@ -35,10 +31,13 @@ sys.path.insert(0, {str(ROOT)!r})
 from labkit import glyphs
 glyphs.SIZES = {SMALL}
 import torch._dynamo, train  # Adam imports the former, which takes seconds
+from labkit import cli
+cli.prepare_streams()
 while not Path("go").exists():
     time.sleep(0.02)
 train.main()
 """
+NOTED = "\nstopping after this epoch; a second signal stops at once, with the files of the last save\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,64 +70,63 @@ def test_rank_without_world_size_is_an_ordinary_single_process(folder, monkeypat
     assert "on cpu\n" in capsys.readouterr().out and len(history("model.ckpt")) == 1
 
 
-@pytest.mark.parametrize("environment, words", [
-    ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but not by torchrun ('RANK'): unset it"),
-    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is set, but not by torchrun (invalid literal"),
-    ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but not by torchrun ('LOCAL_RANK')"),
-])
-def test_an_environment_that_torchrun_did_not_set_is_named(environment, words, folder, monkeypatch, refused):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert words in refused(train.main, *FAST)
+def test_processes_that_torchrun_did_not_start_are_told_so(folder, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "did not connect, or were not started by torchrun" in refused(train.main, *FAST)
     assert os.listdir(folder) == []
 
 
-@pytest.mark.parametrize("name", ["abacus", "cuda:99", "meta"])
-def test_a_device_that_is_unavailable_is_named(name):
-    with pytest.raises(job.DeviceError, match=f"^--device {name}"):
-        job.choose_device(name)
+@pytest.mark.parametrize("name", ["abacus", "gpu", "cuda:99", "meta"])
+def test_a_device_that_is_unavailable_is_named_with_those_that_may_be(name):
+    with pytest.raises(UsageError, match=f"^--device {name} is unavailable .*: use cpu, cuda, cuda:1 or mps$"):
+        processes.choose_device(name)
 
 
-@pytest.mark.parametrize("gpus, words", [
-    (1, "^2 processes, but 1 GPU: lower --nproc_per_node or add --device cpu$"),
-    (2, "^--device cuda:1 is unavailable"),  # there is none here, but it is the right one
-])
-def test_each_process_gets_a_gpu_of_its_own(gpus, words, monkeypatch):
+def test_each_process_gets_the_gpu_of_its_local_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.ones(1))
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(job.DeviceError, match=words):
-        job.choose_device()
+    this = processes.Processes()
+    assert (this.rank, this.world_size, this.device) == (3, 4, torch.device("cuda:1"))
+    assert processes.Processes("cpu").device == torch.device("cpu")
 
 
-def test_signal_handlers_are_put_back():
+def test_the_first_signal_is_noted_and_handlers_are_put_back(capfd):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    this = job.Job("cpu")
-    with this.deferring_signals():
-        this.check_stop()
+    with processes.Processes("cpu").noting_signals() as requested:
+        assert requested() == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(job.Stopped) as stopped:
-            this.check_stop()
-    assert stopped.value.exit_status == 143
+        assert requested() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL  # the second ends the process at once
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert capfd.readouterr().err == NOTED
 
 
-def test_a_signal_before_the_training_ends_the_process_quietly(capsys):
-    with pytest.raises(SystemExit) as end, job.exiting_on_signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert end.value.code == 143 and capsys.readouterr() == ("", "")
+def test_training_and_testing_work_in_a_thread(folder):
+    failed = []
 
+    def work():
+        try:
+            train.main([*FAST, "-e", "1"])
+        except BaseException as error:
+            failed.append(error)
 
-def test_one_process_calls_a_function_as_it_is():
-    with job.Job("cpu") as alone:
-        assert alone.on_rank_0(max, 1, 2) == 2
-        with pytest.raises(LabError, match="a mistake"):
-            alone.on_rank_0(fail)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed and (folder / "model.pth").exists()
 
 
 def fail():
     raise LabError("a mistake")
+
+
+def test_one_process_calls_a_function_as_it_is():
+    with processes.Processes("cpu") as alone:
+        assert alone.on_rank_0(max, 1, 2) == 2 and alone.mean(torch.tensor(3.0), 5) == 3
+        with pytest.raises(LabError, match="a mistake"):
+            alone.on_rank_0(fail)
 
 
 @torch.inference_mode()
@@ -138,7 +136,7 @@ def assert_same_outputs(a, b):
     Single weights differ more: where a gradient is almost 0, Adam makes whole steps of its rounding.
     """
     images = data.to_float(data.load("glyphs", None, "test")[1].images)
-    a, b = (checkpoint.load_weights(path)(images) for path in (a, b))
+    a, b = (load(path)[0](images) for path in (a, b))
     assert (a - b).abs().mean() < 5e-4
 
 
@@ -151,23 +149,20 @@ def test_two_processes_train_the_network_that_one_trains(start_job, folder):
     assert "on cpu x 2\n" in out and out.count("epoch 1/3") == out.count("test MSE") == 1
     files = ["loss.csv", "loss.png", "model.ckpt", "model.pth"]
     assert sorted(os.listdir("one")) == files and sorted(os.listdir(folder)) == [*files, "one"]
-
     assert losses("model.ckpt") == pytest.approx(losses("one/model.ckpt"), rel=1e-3)
     assert_same_outputs("model.pth", "one/model.pth")
 
 
 def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(start_job, folder):
-    ranks = start_job(*TWO, "-e", "9", "--noise", "0.1", setups=("", TERMINATED))
+    ranks = start_job(*TWO, "-e", "3", "--noise", "0.1", setups=("", with_signal(2, signal.SIGTERM)))
     straight = start_job(*TWO, "-e", "3", "--noise", "0.1", "-s", "straight.pth", "-p", "straight.png",
                          setups=(KEEP_NOISE, KEEP_NOISE))
     status, out, err = ranks[0].end()
-    assert status == 143
-    assert err == "train.py: stopped by SIGTERM: --resume continues from the last checkpoint\n"
-    assert "epoch 2/9" in out and "epoch 3/9" not in out
-    assert out.endswith("loss.png, loss.csv after 2 of 9 epochs\n")
+    assert (status, err) == (143, "train.py: stopped by SIGTERM: --resume continues the run\n")
+    assert "epoch 2/3" in out and out.endswith("model.pth, model.ckpt after 2 of 3 epochs\n")
     assert ranks[1].end() == (143, "", "")
 
-    resumed = start_job(*TWO, "-e", "3", "--resume")
+    resumed = start_job(*TWO, "-e", "3", "--noise", "0.1", "--resume")
     assert [rank.end()[0] for rank in (*resumed, *straight)] == [0, 0, 0, 0]
     assert same_weights("model.pth", "straight.pth")
     assert losses("model.ckpt") == losses("straight.ckpt")
@@ -176,9 +171,9 @@ def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(
 
 
 MISTAKES = {
-    ("-b", "511"): (2, r"train.py: -b 511: must be a multiple of 2, the number of processes .*\n"),
+    ("-b", "511"): (2, r"train.py: -b 511: must be a multiple of the number of processes, 2 .*\n"),
     ("-s", "file/model.pth"): (1, r"train.py: file/model.pth cannot be written: \S+/file is not a folder\n"),
-    ("--device", "abacus"): (2, r"train.py: --device abacus is unavailable: .*\n"),
+    ("--device", "abacus"): (2, r"train.py: --device abacus is unavailable .*\n"),
 }
 
 
@@ -187,22 +182,26 @@ def test_a_mistake_is_printed_once(start_job, folder):
     jobs = {mistake: start_job(*TWO, *mistake) for mistake in MISTAKES}
     for mistake, (status, line) in MISTAKES.items():
         first, second = (rank.end() for rank in jobs[mistake])
-        assert first[:2] == (status, "") and re.fullmatch(line, first[2])
+        assert first[0] == status and re.fullmatch(line, first[2])
         assert second == (status, "", "")
     assert os.listdir(folder) == ["file"]
 
 
-def test_a_job_that_loses_a_worker_resumes_to_the_same_end_with_one_process(start_job, folder, capsys):
-    ranks = start_job(*TWO, "-e", "9", setups=("", LOST))
-    train.main([*FAST, "-b", "254", "-e", "5", "-s", "one.pth", "-p", "one.png"])
-    status, out, err = ranks[0].end()
-    assert status == 1 and ranks[1].end()[0] == -signal.SIGKILL
-    assert re.fullmatch("train.py: process 0 failed or lost another, what was saved can be .*\n", err)
-    assert out.endswith("after 2 of 9 epochs\n") and len(history("model.ckpt")) == 2
+FAULT = at_epoch(2, "raise RuntimeError('shapes (3, 4) and (5, 6)')")
 
-    train.main([*FAST, "-b", "254", "--resume", "-e", "5"])
-    assert losses("model.ckpt") == pytest.approx(losses("one.ckpt"), rel=1e-3)
-    assert_same_outputs("model.pth", "one.pth")
+
+@pytest.mark.parametrize("setup, status, words", [
+    (with_signal(3, signal.SIGKILL), -signal.SIGKILL, ""),
+    (FAULT, 1, "RuntimeError: shapes"),
+    (at_epoch(2, "raise MemoryError"), 1, "train.py: not enough memory: lower -b"),
+], ids=["killed", "a fault", "out of memory"])
+def test_who_lost_another_says_so_and_a_fault_keeps_its_traceback(setup, status, words, start_job, folder):
+    ranks = start_job(*TWO, "-e", "9", setups=("", setup))
+    lost, faulty = ranks[0].end(), ranks[1].end()
+    assert lost[0] == 1 and faulty[0] == status and words in faulty[2]
+    assert ("Traceback" in faulty[2]) == (setup == FAULT)
+    assert re.search("train.py: process 0 lost another, what was saved can be resumed: .*\n$", lost[2])
+    assert len(history("model.ckpt")) >= 1 and (folder / "loss.csv").exists()
 
 
 def test_ctrl_c_under_torchrun_ends_after_an_epoch_and_the_run_resumes(torchrun, monkeypatch):
@@ -214,7 +213,7 @@ def test_ctrl_c_under_torchrun_ends_after_an_epoch_and_the_run_resumes(torchrun,
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert err.count("train.py: stopped by SIGINT: --resume continues from the last checkpoint") == 1
+    assert err.count("train.py: stopped by SIGINT: --resume continues the run") == 1 and NOTED in err
     done = len(history("model.ckpt"))
     assert done >= 2 and f"after {done} of 100000 epochs" in out
     train.main([*FAST, "--resume", "-e", str(done + 1)])

@@ -1,0 +1,246 @@
+import copy
+import csv
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FAST
+
+import train
+from labkit import LabError, checkpoint, run
+
+NAN = float("nan")
+
+
+def new_run(folder, epochs=2, **changes):
+    """Return the Run of `train.py -z 2 -b 256` on 500 images, after no epoch."""
+    settings = train.Settings(bottleneck=2, epochs=epochs, batch_size=256)
+    images = torch.arange(500 * 784).remainder(251).to(torch.uint8).view(500, 784)
+    about = {"settings": vars(settings) | {}, "dataset": "glyphs", "images": 1} | changes
+    return run.Run(*train.build(settings, images), *about.values(), folder / "model.pth", folder / "loss.png")
+
+
+def step(this):
+    """Train one step and note it as an epoch."""
+    loss = this.model(torch.rand(8, 784)).square().mean()
+    this.optimizer.zero_grad()
+    loss.backward()
+    this.optimizer.step()
+    this.scheduler.step(loss.item())
+    this.finish_epoch(0.1, 0.2, 0.001, 1.5)
+
+
+def test_a_run_is_saved_every_few_seconds_weights_and_checkpoint_together(tmp_path, monkeypatch):
+    this, saved = new_run(tmp_path), []
+    for now in (100.0, 100.1, 100.0 + run.SAVE_SECONDS + 0.1, 105.2):
+        monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda now=now: now))
+        step(this)
+        state, weights = checkpoint.read(this.checkpoint), checkpoint.read(this.weights)
+        assert checkpoint.record_of(weights)["epochs"] == len(state["history"])
+        assert all(weights[name].equal(tensor) for name, tensor in state["model"].items())
+        saved.append(len(state["history"]))
+    assert saved == [1, 1, 3, 3]
+
+
+def test_a_save_that_fails_is_warned_of_once_and_an_error_at_the_end(tmp_path, small_files, monkeypatch, capsys):
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0)
+    this = new_run(tmp_path)
+    for _ in range(3):
+        step(this)
+    assert capsys.readouterr().err == (f"warning: {this.checkpoint}: File too large; training goes on without "
+                                       "a save\n")
+    with pytest.raises(run.SaveError, match="model.pth, .*model.ckpt: File too large: older files are kept"):
+        this.save()
+    assert sorted(os.listdir(tmp_path)) == ["loss.csv", "loss.png"]
+
+
+def test_curve_and_csv_are_written_though_the_weights_cannot_be(tmp_path):
+    this = new_run(tmp_path)
+    step(this)
+    this.weights.unlink()
+
+    def lost():
+        raise RuntimeError("CUDA error")
+
+    this.model.state_dict = lost
+    with pytest.raises(RuntimeError):
+        this.save()
+    assert sorted(os.listdir(tmp_path)) == ["loss.csv", "loss.png", "model.ckpt"]
+    row, = csv.DictReader(this.csv.read_text().splitlines())
+    assert row == {"epoch": "1", "loss": "0.1", "test_loss": "0.2", "learning_rate": "0.001", "seconds": "1.5"}
+
+
+def test_a_training_that_fails_leaves_its_curve(tmp_path):
+    this = new_run(tmp_path)
+    with pytest.raises(ZeroDivisionError), this.keeping_curve():
+        step(this)
+        raise ZeroDivisionError
+    assert this.csv.read_text().count("\n") == 2 and this.plot.exists()
+
+
+def test_a_run_whose_files_another_has_replaced_ends_and_leaves_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SAVE_SECONDS", 0)
+    first, second = new_run(tmp_path), new_run(tmp_path)
+    step(first)
+    step(second)
+    second.save()
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for save in (lambda: step(first), first.save):
+        with pytest.raises(run.SaveError, match="replaced by another program, whose files are kept"):
+            save()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_ranks_above_0_write_nothing(tmp_path):
+    this = new_run(tmp_path)
+    this.rank = 1
+    step(this)
+    this.save()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_will_be_replaced_is_said_before_the_work(tmp_path, capsys):
+    this = new_run(tmp_path)
+    this.prepare_files(fell_back=False)
+    assert capsys.readouterr().out == ""
+    step(this)
+    this.save()
+    capsys.readouterr()
+    new_run(tmp_path, dataset="mnist").prepare_files(fell_back=False)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{this.weights} was trained for 1 epochs on glyphs, which --resume would continue"
+    assert second == "replacing " + ", ".join(f"{tmp_path}/{name}" for name in
+                                              ("model.pth", "model.ckpt", "loss.png", "loss.csv"))
+
+
+def test_a_run_that_fell_back_to_glyphs_keeps_the_weights_of_another_data_set(tmp_path):
+    mnist = new_run(tmp_path, dataset="mnist")
+    step(mnist)
+    with pytest.raises(LabError, match="was not trained on glyphs and is kept: add --dataset glyphs"):
+        new_run(tmp_path).prepare_files(fell_back=True)
+    new_run(tmp_path).prepare_files(fell_back=False)
+    torch.save(mnist.model.state_dict(), tmp_path / "model.pth")  # which does not say how it was trained
+    with pytest.raises(LabError, match="is kept"):
+        new_run(tmp_path).prepare_files(fell_back=True)
+
+
+@pytest.mark.parametrize("weights, plot", [("a.png", "a.png"), ("a.pth", "a.ckpt"), ("a.csv", "a.png"),
+                                           ("a.pth", "./a.pth"), ("a.pth", "loss.csv"), ("a.pth", "a.xyz")])
+def test_files_need_names_of_their_own_and_a_format(weights, plot, folder):
+    this = new_run(folder)
+    this.weights, this.plot = folder / weights, folder / plot
+    this.checkpoint = folder / f"{weights}".replace(".pth", ".ckpt")
+    this.csv = this.plot.with_suffix(".csv")
+    with pytest.raises(LabError, match="need four different names|cannot write this format"):
+        this.prepare_files(fell_back=False)
+    assert os.listdir(folder) == []
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The folder of a run of two epochs."""
+    folder = tmp_path_factory.mktemp("good")
+    this = new_run(folder)
+    step(this)
+    step(this)
+    this.save()
+    return folder
+
+
+def resume(folder, **changes):
+    this = new_run(folder, **changes)
+    this.resume(this.read_checkpoint())
+    return this
+
+
+def test_a_run_is_restored_bit_by_bit(good):
+    state, this = checkpoint.read(good / "model.ckpt"), resume(good)
+    assert all(tensor.equal(state["model"][name]) for name, tensor in this.model.state_dict().items())
+    for number, moments in this.optimizer.state_dict()["state"].items():
+        assert all(moments[name].equal(tensor) for name, tensor in state["optimizer"]["state"][number].items())
+    assert this.scheduler.state_dict() == state["scheduler"] and this.history == state["history"]
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"dataset": "kmnist"}, "was made with dataset glyphs, not kmnist: repeat its options"),
+    ({"images": 2}, "was made with images 1, not 2"),
+    ({"settings": vars(train.Settings(bottleneck=2, batch_size=256, lr=0.1))}, "made with lr 0.001, not 0.1"),
+    ({"settings": vars(train.Settings(bottleneck=2, batch_size=256, init="report"))}, "with init mean, not rep"),
+    ({"epochs": 1}, "has 2 epochs: ask for -e 2 or more"),
+])
+def test_only_the_same_command_on_the_same_images_resumes(changes, words, good):
+    before = {path: path.read_bytes() for path in good.iterdir()}
+    with pytest.raises(LabError, match=words):
+        resume(good, **changes)
+    assert {path: path.read_bytes() for path in good.iterdir()} == before
+
+
+def entries(value, path=()):
+    """Yield the path of every entry within dicts and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in items:
+        yield (*path, key)
+        yield from entries(entry, (*path, key))
+
+
+def with_entry(state, path, value):
+    """Return a copy of `state` with another value at `path`."""
+    state = copy.deepcopy(state)
+    *outer, last = path
+    entry = state
+    for key in outer:
+        entry = entry[key]
+    entry[last] = value
+    return state
+
+
+WRONG = {"nothing": None, "a text": "text", "a list": ["x"], "NaN": NAN, "another shape": torch.zeros(3, 5),
+         "a tensor of NaN": torch.full((392, 784), NAN),
+         "a terabyte in four bytes": torch.zeros(1).expand(10**12), "an object": torch.Size([2])}
+
+
+@pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
+def test_a_checkpoint_with_any_entry_replaced_is_refused_in_one_line(value, good, tmp_path):
+    """Or goes on where the very value was expected, as None is for an option of Adam, or is not used."""
+    state, this = checkpoint.read(good / "model.ckpt"), new_run(tmp_path)
+    allowed = {("settings", "epochs")}  # may differ
+    for path in entries(state):
+        *outer, last = path
+        entry = state
+        for key in path:
+            entry = entry[key]
+        if path in allowed or (entry is None and value is None):
+            continue
+        torch.save(with_entry(state, path, value), tmp_path / "model.ckpt")
+        with pytest.raises(LabError) as refusal:
+            this.resume(this.read_checkpoint())
+        assert "\n" not in str(refusal.value) and str(tmp_path / "model.ckpt") in str(refusal.value), path
+
+
+def test_weights_are_no_checkpoint(good, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes((good / "model.pth").read_bytes())
+    with pytest.raises(checkpoint.CheckpointError, match="is not a checkpoint of train.py: expected model, opti"):
+        new_run(tmp_path).read_checkpoint()
+
+
+def test_without_a_checkpoint_a_run_starts_from_the_beginning_and_says_so(folder, capsys):
+    train.main([*FAST, "-e", "1", "--resume"])
+    assert capsys.readouterr().out.startswith("no model.ckpt yet: starting from the beginning\n")
+
+
+OTHERS = {"SGD": lambda parameters, lr, fused: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+          "AdamW": lambda parameters, lr, fused: torch.optim.AdamW(parameters, lr=lr)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_optimizer_resumes_to_the_same_bits(name, folder, monkeypatch):
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", OTHERS[name])
+    train.main([*FAST, "-e", "3", "-s", "straight.pth", "-p", "straight.png"])
+    train.main([*FAST, "-e", "1"])
+    train.main([*FAST, "-e", "3", "--resume"])
+    assert (folder / "model.pth").read_bytes() == (folder / "straight.pth").read_bytes()
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    with pytest.raises(SystemExit):  # Adam does not go on from its state
+        train.main([*FAST, "-e", "4", "--resume"])
