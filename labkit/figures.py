@@ -24,8 +24,8 @@ COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC
 
 
 def require_format(path):
-    """Raise UsageError unless matplotlib can write a file of the suffix of `path`."""
-    if path.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+    """Raise UsageError unless matplotlib can write a file of the suffix of `path`, or of none, which is PNG."""
+    if (path.suffix[1:].lower() or "png") not in Figure().canvas.get_supported_filetypes():
         raise UsageError(f"{path}: matplotlib cannot write this format: try .png, .pdf or .svg")
 
 
@@ -34,7 +34,7 @@ def to_bytes(figure, suffix=".png"):
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a file's name may be in any script
-        figure.savefig(buffer, format=suffix[1:], dpi=150)
+        figure.savefig(buffer, format=suffix[1:] or "png", dpi=150)
     return buffer.getvalue()
 
 
@@ -243,7 +243,8 @@ def show(named_figures):
         import matplotlib.pyplot as plt
 
         for name, figure in named_figures.items():
-            plt.figure(name, FigureClass=lambda *_, figure=figure, **__: figure)
+            plt.figure(FigureClass=lambda *_, figure=figure, **__: figure)
+            figure.canvas.manager.set_window_title(name)
         if figure.canvas.required_interactive_framework:
             print("close the windows to end the command")
             plt.show()

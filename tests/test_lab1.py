@@ -1,20 +1,18 @@
-import hashlib
-import json
 import os
-import platform
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from conftest import FAST, Report, draw_seven, put_archives
+from conftest import Report, draw_seven
 from matplotlib.figure import Figure
 
 import lab1
-import train
-from labkit import checkpoint, data, metrics
+from labkit import data, metrics, results, selection
 from labkit.picture import read_picture
+from model import load
 
-PICTURES = ["bottleneck.png", "denoising.png", "interpolation.png", "reconstruction.png"]
+PICTURES = ["bottleneck.png", "codes.png", "denoising.png", "interpolation.png", "reconstruction.png"]
 GLYPHS = ("-l", "model.pth", "--dataset", "glyphs", "--no-show", "--out", "out")
 
 
@@ -36,7 +34,7 @@ def weights(folder):
             for unit in dead:
                 model.fc2.bias[unit] = -100
         torch.save(model.state_dict(), "model.pth")
-        return checkpoint.load_weights("model.pth")
+        return load("model.pth")[0]
 
     return weights
 
@@ -53,102 +51,89 @@ def images_in(axes):
     return images[:, :, 1:29].flatten(1)
 
 
-def test_the_readmes_command(weights, unreachable, folder, capsys, monkeypatch):
-    for display in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(display, raising=False)
+def test_the_readmes_command(weights, folder, capsys):
     weights(5)
-    lab1.main(["-l", "model.pth"])
+    lab1.main(["-l", "model.pth", "--dataset", "glyphs"])
     out, err = capsys.readouterr()
-    warnings = err.splitlines()
-    assert "mnist is not in data and could not be downloaded" in warnings[0]
-    assert "using glyphs instead" in warnings[1]
-    assert warnings[2:] == ["warning: worse than PCA: were these weights trained long enough, and on glyphs?"]
-    assert out.startswith("glyphs: 300 test images through model.pth, 5 bottleneck units")
-    assert "PCA, 5 components" in out
-    assert sorted(os.listdir("outputs/glyphs")) == sorted([*PICTURES, "metrics.json"])
+    assert err == "warning: worse than PCA: were these weights trained long enough, and on glyphs?\n"
+    assert out.startswith("glyphs: 300 test images through model.pth, 5 units, on ")
+    assert "PCA, 5 components" in out and "these weights do not say how they were trained" in out
+    assert sorted(os.listdir("outputs/model")) == sorted([*PICTURES, "metrics.json"])
     for picture in PICTURES:
-        assert plt.imread(f"outputs/glyphs/{picture}").std() > 0.1  # not an empty page
+        assert plt.imread(f"outputs/model/{picture}").std() > 0.1  # not an empty page
 
 
-
-def test_metrics_json_has_the_numbers_of_the_whole_test_set_and_says_with_what_they_were_measured(weights,
-                                                                                                  folder):
-    model = weights()
-    lab1.main([*GLYPHS, "--noise", "0.3", "--steps", "5"])
-    content = json.loads((folder / "out/metrics.json").read_text())
-    sha256 = hashlib.sha256((folder / "model.pth").read_bytes()).hexdigest()
-    expected = {"weights": "model.pth", "sha256": sha256, "dataset": "glyphs", "test_images": 300,
-                "torch": torch.__version__, "python": platform.python_version()}
-    assert {name: content[name] for name in expected} == expected
-
-    test = data.load("glyphs", None, "test")[1]
-    images = test.images / 255
-    errors = (model(images) - images) ** 2
-    reconstruction, denoising, interpolation, bottleneck = (content[test] for test in lab1.TESTS)
-    assert reconstruction["mse"] == pytest.approx(errors.mean().item(), rel=1e-5)
-    threes = errors[test.labels == 3].mean().item()
-    assert reconstruction["mse_of_each_digit"]["3"] == pytest.approx(threes, rel=1e-5)
-    assert denoising["noisy_mse"] == pytest.approx(0.09, rel=0.02)
-    assert denoising["noisy_psnr_db"] == pytest.approx(10.46, abs=0.1)
-    assert denoising["mse_at_noise"]["0.3"] == pytest.approx(denoising["mse"], rel=1e-5)
-    assert interpolation["steps"] == 5
-    assert bottleneck["units"] == bottleneck["live_units"] == 8
-    assert len(bottleneck["active_fraction_of_each_unit"]) == 8
-    assert sum(bottleneck["importance_of_each_unit"]) == pytest.approx(1)
-
-
-def test_one_step_writes_its_figure_and_touches_nothing_else(weights, folder):
+def test_what_will_be_replaced_is_said_before_the_work(weights, folder, capsys):
     weights()
     (folder / "out").mkdir()
-    for name in (*PICTURES, "metrics.json"):
+    for name in ("reconstruction.png", "codes.png"):
         (folder / "out" / name).write_text("of another run")
     lab1.main([*GLYPHS, "--step", "4"])
-    changed = [path.name for path in (folder / "out").iterdir() if path.read_bytes() != b"of another run"]
-    assert changed == ["reconstruction.png"] and len(os.listdir("out")) == 5
+    assert "replacing out/reconstruction.png\n" in capsys.readouterr().out
+    assert (folder / "out/codes.png").read_text() == "of another run"
+    assert sorted(os.listdir("out")) == ["codes.png", "reconstruction.png"]
 
 
-@pytest.mark.parametrize("step, picture", [(5, "denoising.png"), (6, "interpolation.png")])
-def test_steps_of_choice(step, picture, weights):
+@pytest.mark.parametrize("path, chosen, folder", [
+    ("model.pth", False, "outputs/model"),
+    ("outputs/mnist/model.pth", False, "outputs/mnist-model"),
+    ("../theirs/a.pth", True, "outputs/theirs-a/chosen"),
+])
+def test_results_of_other_weights_and_other_images_go_elsewhere(path, chosen, folder):
+    assert results.default_folder(Path(path), chosen) == Path(folder)
+
+
+@pytest.mark.parametrize("step, picture", [(5, "denoising.svg"), (6, "interpolation.svg")])
+def test_steps_and_formats_of_choice(step, picture, weights):
     weights()
-    lab1.main([*GLYPHS, "--step", str(step), "-i", "3"])
+    lab1.main([*GLYPHS, "--step", str(step), "-i", "3", "--format", "svg"])
     assert os.listdir("out") == [picture]
 
 
+def lab_of(*options):
+    args = lab1.parse([*GLYPHS, *options])
+    model, record = load(args.load[0])
+    return lab1.set_up(args, model, record, torch.device("cpu"))
+
+
 @torch.inference_mode()
-def test_images_of_choice_and_own_pictures_are_in_every_figure(weights):
+def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, capsys):
     weights()
     draw_seven("my7.png")
-    lab = lab1.set_up(lab1.parse([*GLYPHS, "-i", "my7.png", "3", "299"]))
+    lab = lab_of("-i", "my7.png", "3", "299")
     three, last = f"{lab.labels[3]} (image 3)", f"{lab.labels[299]} (image 299)"
-    figures = [Figure() for _ in lab1.TESTS]
-    for test, figure in zip(lab1.TESTS.values(), figures):
-        test(lab, figure)
+    figures = [Figure() for _ in range(4)]
+    numbers = [experiment(lab, figure) for experiment, figure in zip(lab1.EXPERIMENTS, figures)]
     reconstruction, denoising, interpolation, bottleneck = figures
 
     names = ["my7.png", three, last]
     assert [caption.partition(":")[0] for caption in captions(reconstruction)] == names
     assert [caption.partition(":")[0] for caption in captions(denoising)] == names
-    assert captions(interpolation) == [f"my7.png → {three}", f"{last} → {last}"]
-    assert "my7.png, one unit moved" in bottleneck.get_suptitle()
+    assert captions(interpolation) == [f"my7.png → {three}", f"{last} → {last}, added to make a pair"]
+    assert "from my7.png" in bottleneck.get_suptitle()
     for figure in figures:
         assert images_in(figure.axes[0])[0].equal(read_picture("my7.png"))
         assert "model.pth" in figure.get_suptitle() and "glyphs" in figure.get_suptitle()
+    own = (lab.model(lab.shown.images[0]) - lab.shown.images[0]).square().mean().item()
+    assert numbers[0]["mse_of_own_pictures"] == pytest.approx({"my7.png": own}, rel=1e-5)
+    assert f"my7.png                MSE {own:.4f}" in capsys.readouterr().out
 
 
 @pytest.fixture
 def lab(weights):
-    """A network with four units, of which number 2 is dead, and three images to show."""
-    model, test = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
-    images = data.to_float(test.images)
-    return lab1.Lab(model, "model.pth", "glyphs", images, test.labels, images[:3], ["a", "b", "c"],
-                    noise=0.1, steps=5, seed=7)
+    """A network with four units, of which number 2 is dead, and three images to show, the last two in turn."""
+    model, (images, labels) = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
+    images = data.to_float(images)
+    shown = selection.Shown(images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1])
+    return lab1.Lab(model, "model.pth", "glyphs", images, labels, metrics.normal_like(images, 7),
+                    metrics.pca(images), shown, noise=0.1, steps=5, seed=7)
 
 
 @torch.inference_mode()
 def test_reconstruction_draws_each_image_beside_its_output(lab):
     figure = Figure()
     lab1.reconstruction(lab, figure)
-    for axes, name, image in zip(figure.axes, lab.names, lab.shown, strict=True):
+    for axes, name, image in zip(figure.axes, lab.shown.names, lab.shown.images, strict=True):
         output = lab.model(image)
         torch.testing.assert_close(images_in(axes), torch.stack([image, output]))
         assert axes.get_title() == f"{name}: MSE {(output - image).square().mean():.4f}"
@@ -163,26 +148,60 @@ def test_a_reconstruction_worse_than_pcas_is_warned_of(pca_mse, warned, lab, mon
 
 
 @torch.inference_mode()
-def test_denoising_draws_the_noisy_image_and_what_becomes_of_it(lab):
+def test_denoising_draws_the_noise_that_was_measured_clipped_and_names_both_errors(lab, capsys):
     figure = Figure()
-    lab1.denoising(lab, figure)
-    noisy = lab.shown + 0.1 * metrics.normal_like(lab.shown, seed=7)
-    outputs = lab.model(noisy)
-    for i, (axes, name) in enumerate(zip(figure.axes, lab.names, strict=True)):
-        expected = torch.stack([lab.shown[i], noisy[i].clamp(0, 1), outputs[i]])
+    numbers = lab1.denoising(lab, figure)
+    noisy = lab.images + 0.1 * lab.normal
+    clipped, outputs = noisy.clamp(0, 1), lab.model(noisy)
+    errors = [(x - lab.images).square().mean(1) for x in (clipped, noisy, outputs)]
+    for row, axes, name in zip(lab.shown.rows, figure.axes, lab.shown.names, strict=True):
+        expected = torch.stack([lab.images[row], clipped[row], outputs[row]])
         torch.testing.assert_close(images_in(axes), expected)
-        before, after = ((x[i] - lab.shown[i]).square().mean() for x in (noisy, outputs))
-        assert axes.get_title() == f"{name}: MSE {before:.4f} → {after:.4f}"
+        a, b, c = (error[row] for error in errors)
+        assert axes.get_title() == f"{name}: {a:.4f} ({b:.4f}) → {c:.4f}"
+    assert numbers["clipped_mse"] == pytest.approx(errors[0].mean().item(), rel=1e-5)
+    assert numbers["closer_than_noisy"] == (errors[2] < errors[1]).float().mean().item()
+    assert numbers["closer_than_clipped"] == (errors[2] < errors[0]).float().mean().item()
+    title = figure.get_suptitle()
+    assert f"{errors[0].mean():.4f} as drawn, clipped ({errors[1].mean():.4f} unclipped)" in title
+    assert f"{numbers['closer_than_clipped']:.1%} of the outputs are closer to the clean image" in title
+    assert "clipping alone does better than this network" in capsys.readouterr().out
 
 
 @torch.inference_mode()
-def test_interpolation_draws_the_decoded_codes_between_start_and_end(lab):
+def test_interpolation_is_linear_between_the_codes(lab):
     figure = Figure()
     lab1.interpolation(lab, figure)
-    start, end = lab.shown[:2]
-    between = lab1.interpolate(lab.model, start[None], end[None], 5)[0]
-    torch.testing.assert_close(images_in(figure.axes[0]), torch.stack([start, *between, end]))
+    start, end = lab.shown.images[:2]
+    codes = [torch.lerp(lab.model.encode(start), lab.model.encode(end), t / 4) for t in range(5)]
+    expected = torch.stack([start, *map(lab.model.decode, codes), end])
+    torch.testing.assert_close(images_in(figure.axes[0]), expected)
     assert len(figure.axes) == 2 and images_in(figure.axes[1])[-1].equal(lab.images[-1])
+    assert "5 images decoded" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("units", [1, 2, 4])
+@torch.inference_mode()
+def test_codes_are_drawn_over_what_the_decoder_makes_of_the_same_plane(units, lab, weights, capsys):
+    lab = lab._replace(model=weights(units))
+    figure, codes = Figure(), lab.model.encode(lab.images)
+    numbers = lab1.codes(lab, figure)
+    centre, axes, share = metrics.plane(codes)
+    dots, plane, strip = figure.axes
+    ones = lab.labels == 1
+    expected = ((codes - centre) @ axes.T)[ones]
+    drawn = torch.as_tensor(dots.lines[1].get_xydata()).float()
+    torch.testing.assert_close(drawn[:, : 1 if units == 1 else 2], expected[:, : 1 if units == 1 else 2])
+    picture = torch.as_tensor(plane.images[0].get_array())
+    (left, right), (bottom, top) = dots.get_xlim(), dots.get_ylim()
+    corner = torch.tensor([left + (right - left) / 30, top - (top - bottom) / 30])
+    decoded = lab.model.decode((centre + corner @ axes).clamp(min=0)).view(28, 28)
+    torch.testing.assert_close(picture[:28, :28], decoded, atol=1e-4, rtol=0)
+    assert numbers["plane_variance"] == share and strip.images
+    neighbours = torch.cdist(codes, codes).fill_diagonal_(torch.inf).argmin(1)
+    accuracy = (lab.labels[neighbours] == lab.labels).float().mean().item()
+    assert numbers["neighbour_accuracy"] == pytest.approx(accuracy, abs=0.01)
+    assert f"{numbers['neighbour_accuracy']:.1%} by code" in capsys.readouterr().out
 
 
 @torch.inference_mode()
@@ -197,29 +216,18 @@ def test_each_unit_is_moved_over_its_range_the_most_important_first_and_the_dead
 
     codes = lab.model.encode(lab.images)
     code = codes[0]
-    examples = torch.stack([lab.shown[0], lab.model.decode(code)])
+    examples = torch.stack([lab.shown.images[0], lab.model.decode(code)])
     torch.testing.assert_close(images_in(figure.axes[0])[:2], examples)
-    for unit, axes in zip(order, figure.axes[1:]):
+    for rank, (unit, axes) in enumerate(zip(order, figure.axes[1:]), 1):
         low, high = codes[:, unit].quantile(0.01), codes[:, unit].quantile(0.99)
-        assert axes.get_title() == (f"unit {unit}: {low:.1f} to {high:.1f}, active on 100.0%, "
-                                    f"carries {importance[unit]:.1%}")
+        assert axes.get_title() == (f"{rank}. unit {unit}: {low:.1f} to {high:.1f}, active on 100.0%, "
+                                    f"importance {importance[unit]:.1%}")
         for position, value in ((0, low), (10, high)):
             moved = code.clone()
             moved[unit] = value
             torch.testing.assert_close(images_in(axes)[position], lab.model.decode(moved), rtol=0, atol=1e-5)
         mark = (code[unit] - low) / (high - low)
         assert axes.lines[0].get_xdata()[0] == pytest.approx(14.5 + 300 * mark.clamp(0, 1).item(), abs=0.1)
-
-
-def test_interpolation_is_linear_between_the_codes(weights):
-    model = weights()
-    start, end = torch.rand(2, 3, 784, generator=torch.Generator().manual_seed(0))
-    between = lab1.interpolate(model, start, end, 8)
-    assert between.shape == (3, 8, 784)
-    torch.testing.assert_close(between[:, 0], model(start))
-    torch.testing.assert_close(between[:, 7], model(end))
-    third = model.encode(start) * 5 / 7 + model.encode(end) * 2 / 7
-    torch.testing.assert_close(between[:, 2], model.decode(third))
 
 
 @torch.inference_mode()
@@ -230,46 +238,19 @@ def test_of_a_large_bottleneck_some_units_are_drawn(lab, weights):
     assert len(figure.axes) == 1 + lab1.MAX_UNITS_DRAWN
 
 
-def test_the_checkpoints_data_set_is_used_unless_another_is_given_explicitly(folder, capsys):
-    put_archives(folder / "data/KMNIST/raw")
-    train.main([*FAST, "--dataset", "kmnist", "-e", "0"])
-    arguments = ["-l", "model.pth", "--no-show", "--step", "4"]
-    capsys.readouterr()
-    lab1.main(arguments)
-    out = capsys.readouterr().out
-    assert out.startswith("kmnist: 10 test images through model.pth")
-    assert "the checkpoint beside model.pth says that it was trained on kmnist\n" in out
-    assert os.listdir("outputs") == ["kmnist"]
-
-    lab1.main([*arguments, "--dataset", "glyphs"])
-    out = capsys.readouterr().out
-    assert out.startswith("glyphs: 300 test images through model.pth") and "trained on" not in out
-    assert sorted(os.listdir("outputs")) == ["glyphs", "kmnist"]
-
-
-def test_windows_open_after_the_files_are_written_where_there_is_a_display(weights, folder, monkeypatch,
-                                                                           recwarn):
-    weights()
-    opened = []
-    monkeypatch.setattr(plt, "show", lambda: opened.append((folder / "out/reconstruction.png").exists()))
-    monkeypatch.setattr(lab1.figures, "has_display", lambda: True)
-    arguments = [*(option for option in GLYPHS if option != "--no-show"), "--step", "4"]
-    lab1.main(arguments)  # with a backend without windows
-    assert opened == [] and not recwarn.list
-    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
-    lab1.main(arguments)
-    assert opened == [True]
-    lab1.main([*arguments, "--no-show"])
-    monkeypatch.setattr(lab1.figures, "has_display", lambda: False)
-    lab1.main(arguments)
-    assert opened == [True]
+def test_weights_of_mnist_are_not_tested_on_other_images(folder, unreachable, refused):
+    weights = Report().state_dict()
+    weights._metadata[""] = {"dataset": "mnist", "epochs": 1, "settings": {}}
+    torch.save(weights, "model.pth")
+    line = refused(lab1.main, "-l", "model.pth", "--data-dir", "nowhere")
+    assert "put mnist's four files into nowhere/MNIST/raw" in line
 
 
 def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(weights, folder, monkeypatch):
     weights()
     opened = []
-    monkeypatch.setattr(lab1.webbrowser, "open", opened.append)
-    monkeypatch.setattr(lab1.figures, "has_display", lambda: True)
+    monkeypatch.setattr(results.webbrowser, "open", opened.append)
+    monkeypatch.setattr(results.figures, "has_display", lambda: True)
     lab1.main([*GLYPHS, "--explore"])
     assert os.listdir("out") == ["explore.html"] and opened == []
     lab1.main([*(option for option in GLYPHS if option != "--no-show"), "--explore"])
@@ -282,29 +263,13 @@ def test_a_network_too_large_for_the_page_is_refused_and_leaves_no_folder(weight
     assert os.listdir(folder) == ["model.pth"]
 
 
-def sigterm_in(what):
-    """Return `setup` with which the process gets SIGTERM in a function, "os.fsync" for example."""
-    return ("import os, signal\nfrom labkit import metrics\n"
-            f"{what} = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)")
-
-
-@pytest.mark.parametrize("what", ["metrics.denoising", "os.fsync"])
-def test_a_signal_leaves_nothing_behind(what, weights, start, folder):
-    weights()
-    (folder / "tmp").mkdir()
-    ended = start("lab1.py", *GLYPHS, "--step", "5", setup=sigterm_in(what),
-                  environment={"TMPDIR": f"{folder}/tmp"}).end()
-    assert ended[0] == 143 and "Traceback" not in ended[2]
-    assert os.listdir("out") == [] == os.listdir("tmp")
-
-
 MISTAKES = [
     (["-l", "missing.pth"], "missing.pth does not exist", 1),
-    (["-l", "folder"], "folder is not a file", 1),
+    (["-l", "folder"], "there is no .pth file in this folder or below", 2),
     (["-l", "text.pth"], "text.pth is damaged, or not written by torch.save", 1),
-    (["-l", "other.pth"], "expected the network's state_dict: fc1.weight", 1),
-    (["-l", "huge.pth"], "huge.pth gives codes or outputs that are not finite: train", 1),
-    (["-l", "huge.pth", "--explore"], "huge.pth gives codes or outputs that are not finite: train", 1),
+    (["-l", "other.pth"], "holds weight, bias; expected fc1.weight", 1),
+    (["-l", "huge.pth"], "huge.pth gives outputs that are not finite: train", 1),
+    (["-l", "huge.pth", "--explore"], "huge.pth gives outputs that are not finite: train", 1),
     (["--out", "text.pth"], "text.pth", 1),
     (["--out", "taken"], "taken/metrics.json is not a regular file", 1),
     (["--explore", "--out", "text.pth"], "text.pth", 1),
@@ -318,6 +283,9 @@ MISTAKES = [
     (["--noise", "-1"], "--noise -1.0: must be between 0 and ", 2),
     (["--steps", "1"], "--steps 1: must be between 2 and ", 2),
     (["--step", "7"], "invalid choice: 7", 2),
+    (["--explore", "--step", "4"], "--explore takes no --step: leave it out", 2),
+    (["--explore", "-i", "4"], "--explore takes no --index", 2),
+    (["-l", "model.pth", "other.pth", "-i", "4"], "-l with several files takes no --index", 2),
 ]
 
 
@@ -332,8 +300,7 @@ def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, wei
     huge = {"fc2.bias": torch.full((8,), 100.0), "fc3.weight": torch.full((392, 8), 1e38)}
     torch.save(Report().state_dict() | huge, "huge.pth")
     before = sorted(folder.rglob("*"))
-    for test in lab1.TESTS:
-        monkeypatch.setitem(lab1.TESTS, test, lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr(lab1.results.files, "write", lambda *_: pytest.fail("something was written"))
     out = [] if "--out" in args else ["--out", "."]
     options = [option for option in GLYPHS if option not in ("--out", "out")]
     assert words in refused(lab1.main, *options, *out, *args, status=status)
