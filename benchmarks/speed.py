@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from labkit.job import Job
 from seeds import REPORT
 
 import train
 from labkit import cli, data, metrics
-from labkit.job import Job
 
 ROOT = Path(__file__).parent.parent
 BATCH = 2048

@@ -42,7 +42,9 @@ def record_of(state_dict):
     metadata = getattr(state_dict, "_metadata", None)
     record = metadata.get("") if isinstance(metadata, dict) else None
     expected = {"dataset": str, "epochs": int, "settings": dict}
-    if not isinstance(record, dict) or any(type(record.get(key)) is not kind for key, kind in expected.items()):
+    if not isinstance(record, dict):
+        return None
+    if any(type(record.get(key)) is not kind for key, kind in expected.items()):
         return None
     if any(type(value) not in (int, float, str) for value in record["settings"].values()):
         return None

@@ -24,7 +24,7 @@ COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC
 
 
 def require_format(path):
-    """Raise UsageError unless matplotlib can write a file of the suffix of `path`, or of none, which is PNG."""
+    """Raise UsageError unless matplotlib can write a file of the suffix of `path`, or of none: PNG."""
     if (path.suffix[1:].lower() or "png") not in Figure().canvas.get_supported_filetypes():
         raise UsageError(f"{path}: matplotlib cannot write this format: try .png, .pdf or .svg")
 

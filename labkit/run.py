@@ -93,8 +93,8 @@ class Run:
             made, same_type = then.get(name), type(then.get(name)) is type(now[name])
             if name != "epochs" and not (same_type and made == now[name]):
                 made = made if same_type else type(made).__name__
-                raise UsageError(f"{self.checkpoint} was made with {name} {made}, not {now[name]}: repeat its "
-                                 "options, or leave --resume out")
+                raise UsageError(f"{self.checkpoint} was made with {name} {made}, not {now[name]}: repeat "
+                                 "its options, or leave --resume out")
         return state
 
     def resume(self, state):
@@ -105,7 +105,7 @@ class Run:
                 parameter.grad = torch.zeros_like(parameter)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        expected = self.state() | {"history": [EPOCH] * done, "settings": state["settings"]}
+        expected = self.state() | {"history": [EPOCH] * done}
         for key, value in expected.items():
             checkpoint.require_like(state[key], value, f"{self.checkpoint}: {key}")
         if done > self.settings["epochs"]:

@@ -39,8 +39,9 @@ def test_processes_train_on_equally_many_images_of_the_same_batches():
 
 
 def test_noise_has_a_seed_of_its_own_in_every_run_epoch_and_process():
-    seeds = {data.noise_seed(seed, epoch, rank) for seed in range(9) for epoch in range(60) for rank in range(3)}
-    shuffles = {1_000_003 * seed + epoch for seed in range(9) for epoch in range(60)}
+    runs = [(seed, epoch) for seed in range(9) for epoch in range(60)]
+    seeds = {data.noise_seed(*run, rank) for run in runs for rank in range(3)}
+    shuffles = {1_000_003 * seed + epoch for seed, epoch in runs}
     assert len(seeds) == 9 * 60 * 3 and not seeds & shuffles
     assert data.noise_seed(1, 2, 3) == data.noise_seed(1, 2, 3)
 

@@ -258,7 +258,7 @@ def test_a_rate_that_explodes_is_named_and_older_weights_stay(folder, capsys):
     assert (folder / "model.pth").read_text() == "of an older run"
 
 
-def test_a_full_disk_is_a_warning_in_between_and_an_error_at_the_end(folder, small_files, capsys, monkeypatch):
+def test_a_full_disk_is_a_warning_first_and_an_error_at_the_end(folder, small_files, capsys, monkeypatch):
     monkeypatch.setattr(run, "SAVE_SECONDS", 0)
     (folder / "model.pth").write_bytes(b"old")
     with pytest.raises(SystemExit) as end:
@@ -314,7 +314,7 @@ MISTAKES = [
     (["-p", "folder"], "folder is not a regular file", 1),
     (["-p", "notes.png"], "notes.csv is not a regular file", 1),
     (["--resume", "-s", "text.pth"], "text.ckpt is damaged, or not written by torch.save", 1),
-    (["--dataset", "mnist", "--data-dir", "nowhere"], "put mnist's four files into nowhere/MNIST/raw: there is no train-im", 1),
+    (["--dataset", "mnist", "--data-dir", "nowhere"], "put mnist's four files into nowhere/MNIST/raw", 1),
 ]
 
 
