@@ -74,9 +74,11 @@ def nearest(queries, vectors, skip_self=False):
     """Return for each of `queries`, (M, n), the index of the nearest of `vectors`, (N, n), int64 (M,).
 
     With `skip_self` the queries are the vectors, and none is its own neighbour. Distances are sums of squared
-    differences where n is small. A matrix product is much faster where it is large, but of codes of one unit
-    around 30 it finds the wrong neighbour two times in three: the products are too large for float32.
+    differences where n is small. A matrix product is much faster where it is large, but in float32 it is as
+    exact as the squares are small: with codes of one unit it finds the wrong neighbour two times in three.
     """
+    mean = vectors.mean(0)
+    queries, vectors = queries - mean, vectors - mean
     squares, found = vectors.square().sum(1), []
     for start in range(0, len(queries), 1_000):  # distances of 1,000 queries at a time
         part = queries[start : start + 1_000]
