@@ -31,7 +31,7 @@ LABELS = SETS["t10k"][1]
 
 def write_sets(folder, sets=SETS):
     """Write images and labels as MNIST's four files into the folder of a data set."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, arrays in sets.items():
         for kind, array in zip(("images-idx3", "labels-idx1"), arrays):
             header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
