@@ -38,6 +38,8 @@ class Settings:
     batch_size: int = cli.option(2048, "images per step", 1, 10**9, short="-b")
     lr: float = cli.option(1e-3, "Adam's learning rate", 0, 1e38)
     noise: float = cli.option(0.0, "train to denoise: add X * N(0, 1) to the inputs", 0, 10**6)
+    precision: str = cli.option("float32", "of the layers in training; bfloat16 may be faster",
+                                choices=("float32", "bfloat16"))
 
     def __post_init__(self):
         cli.require_ranges(self)
@@ -47,16 +49,18 @@ class TrainingError(LabError):
     """A training that cannot go on."""
 
 
-def train_epoch(model, batches, optimizer, noise):
+def train_epoch(model, batches, optimizer, noise, precision="float32"):
     """Train once on `batches` of images (n, 784) in [0, 1]; return the mean loss, a tensor, and their number.
 
+    In `precision` "bfloat16" layers compute in bfloat16; weights, loss and optimizer keep float32.
     `noise` times N(0, 1) is added to the inputs, never to the targets: a denoising autoencoder (Vincent
     et al., "Extracting and Composing Robust Features with Denoising Autoencoders", 2008).
     """
     total = count = 0
     for images in batches:
         inputs = images + noise * torch.randn_like(images) if noise else images
-        loss = F.mse_loss(model(inputs), images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = F.mse_loss(model(inputs), images)
 
         optimizer.zero_grad()
         loss.backward()
@@ -84,6 +88,7 @@ def train(args, settings, processes):
         print(f"warning: -b {settings.batch_size} holds all images: an epoch is one step", file=sys.stderr)
     print(f"{dataset}: {len(train_images):,} training and {len(test_images):,} test images, on {processes}")
 
+    processes.warn_if_emulated(settings.precision)
     network = processes.parallel(model)
     epochs = range(len(run.history) + 1, settings.epochs + 1)
     signum = 0
@@ -93,7 +98,8 @@ def train(args, settings, processes):
             batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
                                    processes.rank, processes.world_size)
             torch.manual_seed(data.noise_seed(settings.seed, epoch, processes.rank))
-            loss = processes.mean(*train_epoch(network, batches, optimizer, settings.noise))
+            loss = processes.mean(*train_epoch(network, batches, optimizer, settings.noise,
+                                               settings.precision))
             require_finite(loss, model, epoch, settings.lr)
             test_loss = evaluate(model, test_images, processes)
 

@@ -4,7 +4,9 @@ A run is one process, or several that torchrun starts and tells their ranks in t
 """
 
 import os
+import platform
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -42,6 +44,15 @@ def choose_device(name=None, number=None):
     except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
         found = f"{torch.cuda.device_count()} CUDA GPUs were found"
         raise UsageError(f"--device {name} is unavailable ({found}): use cpu, cuda, cuda:1 or mps") from error
+
+
+def multiplies_bfloat16(device):
+    """Return whether `device` has arithmetic in bfloat16, which PyTorch emulates elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.machine() in ("arm64", "aarch64"):
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # on x86_64 it counts the emulation, too
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # as do all processors with AMX
 
 
 class Processes:
@@ -103,6 +114,12 @@ class Processes:
         if error:
             raise error
         return result
+
+    def warn_if_emulated(self, precision):
+        """Warn, in rank 0 alone, if the device is slower in `precision`, a type's name, than in float32."""
+        if precision == "bfloat16" and self.rank == 0 and not multiplies_bfloat16(self.device):
+            print(f"warning: {self.device} has no bfloat16 arithmetic of its own: it is emulated, which "
+                  "takes longer than --precision float32", file=sys.stderr)
 
     def parallel(self, model):
         """Return `model` as a module whose gradients are the means over the processes."""
