@@ -1,18 +1,21 @@
 """The page to play with a model: page.html and the model in one file, which makes no requests."""
 
 import base64
+import copy
 import hashlib
 import json
 import re
+import zlib
 from pathlib import Path
 
 import torch
 
-from labkit import LabError
+from labkit import LabError, lesson
 from labkit.metrics import mse_per_image
 
 MAX_UNITS = 64
-PER_DIGIT, WORST = 30, 20  # test images in the page
+PER_CLASS, WORST = 30, 20  # test images in the page
+MAX_COMPONENTS = 40  # of PCA in the page
 
 
 class PageError(LabError):
@@ -27,41 +30,72 @@ def require_room(model):
 
 
 @torch.inference_mode()
-def explore_page(model, images, labels, importance, dataset, weights_name):
-    """Return explore.html as text, with `model`, an autoencoderMLP4Layer of 1 to 64 units, in it.
+def explore_page(model, images, labels, importance, dataset, weights_name, record):
+    """Return explore.html as text, with `model`, an autoencoderMLP4Layer of 1 to MAX_UNITS units, in it.
 
     `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9, `importance`
     (N_bottleneck,) fractions that sum to 1, or all 0; `dataset` and `weights_name` are shown as they are.
-    Codes and outputs must be finite.
+    `record` says how the weights were trained, {"dataset", "epochs", "settings": {"noise", ...}}, or is None.
+    Codes and outputs must be finite. All numbers but "mse" are those of the rounded weights in the page.
     """
-    codes = model.encode(images)
-    errors = mse_per_image(model.decode(codes), images)
+    rounded, layers = round_weights(model)
+    codes = rounded.encode(images)
+    errors = mse_per_image(rounded.decode(codes), images)
     chosen, worst = choose(labels, errors)
     centre, axes, variance = map_axes(codes)
+    mean, components, variances = pca(images)
     data = {
         "dataset": dataset,
         "weights": weights_name,
+        "record": record,
         "testImages": len(images),
-        "mse": errors.mean().item(),
-        "layers": [{"weight": pack_floats(layer.weight), "bias": pack_floats(layer.bias)}
-                   for layer in (model.fc1, model.fc2, model.fc3, model.fc4)],
+        "mse": mse_per_image(model(images), images).mean().item(),
+        "roundedMse": errors.mean().item(),
+        "layers": layers,
         "importance": importance.tolist(),
         "low": codes.amin(0).tolist(),
         "high": codes.amax(0).tolist(),
         "index": chosen,
         "labels": labels[chosen].tolist(),
         "worst": [chosen.index(image) for image in worst],
-        "pixels": pack_bytes((images[chosen] * 255).round().to(torch.uint8)),
-        "codes": pack_floats(codes[chosen]),
+        "pixels": pack((images[chosen] * 255).round().to(torch.uint8)),
+        "codes": pack(codes[chosen]),
         "map": {"centre": centre.tolist(), "axes": axes.tolist(), "variance": variance},
+        "pca": {"count": MAX_COMPONENTS, **pack_layer(*round_rows(components[:MAX_COMPONENTS]), mean)},
+        "pcaErrors": [round(error, 6) for error in pca_errors(variances)],
     }
+    words = lesson.words(dataset)
+    data |= {"thing": words.a, "names": words.names, "texts": lesson.texts(words, data),
+             "experiments": lesson.experiments(words, data, codes[chosen])}
     return fill(Path(__file__).with_name("page.html").read_text("utf-8"), data)
+
+
+def round_weights(model):
+    """Return a copy of `model` with its weights rounded to 8 bits, and its layers as the page holds them.
+
+    It makes the page a third as large as float32 would. On MNIST it adds 0.00004 to the test MSE, 0.0171.
+    """
+    rounded, layers = copy.deepcopy(model), []
+    for layer in (rounded.fc1, rounded.fc2, rounded.fc3, rounded.fc4):
+        integers, steps = round_rows(layer.weight)
+        layer.weight.copy_(integers * steps[:, None])
+        layers.append(pack_layer(integers, steps, layer.bias))
+    return rounded, layers
+
+
+def round_rows(weight):
+    """Return `weight`, float (rows, columns), as int8 in [-127, 127], and the step of each row, float (rows,).
+
+    A row is its integers times its step.
+    """
+    steps = weight.abs().amax(1).clamp(min=1e-30) / 127
+    return (weight / steps[:, None]).round().to(torch.int8), steps
 
 
 def choose(labels, errors):
     """Return the indices of the test images to embed, ascending, and of the worst of them, worst first."""
     worst = errors.argsort(descending=True)[:WORST].tolist()
-    first = [(labels == digit).nonzero()[:PER_DIGIT, 0].tolist() for digit in range(10)]
+    first = [(labels == label).nonzero()[:PER_CLASS, 0].tolist() for label in range(10)]
     return sorted(set(worst).union(*first)), worst
 
 
@@ -73,26 +107,39 @@ def map_axes(codes):
     units = codes.shape[1]
     if units <= 2:
         return torch.zeros(units), torch.eye(2, units), 1.0
-    centre = codes.double().mean(0)
-    variances, directions = torch.linalg.eigh((codes - centre).T.cov())  # ascending
-    axes = directions[:, [-1, -2]].T
-    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    axes = axes * largest.sign()  # otherwise the sign would be left to chance
-    return centre, axes, (variances[-2:].sum() / variances.sum().clamp(min=1e-12)).item()
+    centre, components, variances = pca(codes)
+    return centre, components[:2], (variances[:2].sum() / variances.sum().clamp(min=1e-12)).item()
 
 
-def pack_floats(values):
-    """Return floats in base64, of each float32 the upper three bytes, rounded: 15 bits of its fraction.
-
-    Float16 has 10; with it the page of 8 units would have 2 MB instead of 2.9 MB.
+def pca(points):
+    """Return the principal components of `points`, (N, dimensions): their mean, (dimensions,), the components,
+    one a row, and their variances, (dimensions,), descending; float64. The largest entry of each is positive.
     """
-    rounded = values.float().cpu().contiguous().view(torch.int32) + 128
-    return pack_bytes(torch.stack([rounded >> 8, rounded >> 16, rounded >> 24], -1).to(torch.uint8))
+    mean = points.double().mean(0)
+    covariance = (points - mean).T.cov(correction=0)
+    variances, directions = torch.linalg.eigh(covariance)  # ascending, a direction a column
+    components = directions.T.flip(0)
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+    return mean, components * largest.sign(), variances.flip(0).clamp(min=0)
 
 
-def pack_bytes(values):
-    """Return a uint8 tensor in base64."""
-    return base64.b64encode(values.cpu().numpy().tobytes()).decode()
+def pca_errors(variances):
+    """Return the MSE per pixel of PCA with 0, 1, … len(variances) components, a list.
+
+    It is the variance that the components leave out.
+    """
+    left_out = variances.sum() - variances.cumsum(0)
+    return [variances.mean().item(), *(left_out.clamp(min=0) / len(variances)).tolist()]
+
+
+def pack_layer(integers, steps, bias):
+    """Return a layer as the page holds it: its weight is `integers`, int8 (rows, columns), times `steps`."""
+    return {"integers": pack(integers), "steps": pack(steps.float()), "bias": pack(bias.float())}
+
+
+def pack(values):
+    """Return the bytes of a tensor, compressed, in base64."""
+    return base64.b64encode(zlib.compress(values.cpu().contiguous().numpy().tobytes(), 9)).decode()
 
 
 def fill(template, data):

@@ -1,33 +1,33 @@
-"""The page in headless Chromium, offline, driven as a person does: by mouse, pen, finger and keys."""
+"""The page in headless browsers, offline, driven as a person does: by mouse, pen, finger, keys and address."""
 
+import base64
 import functools
+import io
 import json
-import shutil
 from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("selenium")
-from selenium import webdriver
-from selenium.webdriver.common.actions.action_builder import ActionBuilder
-from selenium.webdriver.common.actions.interaction import POINTER_MOUSE, POINTER_PEN
-from selenium.webdriver.common.actions.pointer_input import PointerInput
+import browser as browsers
+from browser import emulate, finger, mouse, press
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
-from labkit.page import explore_page
+from labkit import page
 from labkit.picture import prepare
 from model import autoencoderMLP4Layer
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 STROKES = [(0.3, 0.2), (0.75, 0.25), (0.45, 0.55), (0.4, 0.85)]  # a 7, as fractions of the pad
 HOSTILE = "</script><img src=x onerror=alert(1)></script ><!--<script>&amp;"
+SETTINGS = {"bottleneck": 8, "epochs": 50, "batch_size": 256, "lr": 1e-3, "noise": 0.2, "init": "mean", "seed": 0}
+DESKTOP, PHONE, LANDSCAPE, ZOOMED, PROJECTOR = (1280, 1000), (360, 740), (740, 360), (320, 256), (1920, 1080)
 
 
-def images_and_labels(count=400):
+def images_and_labels(count=200):
     """Return smooth random images, rounded to 256 levels as files of the data set are, and labels."""
     generator = torch.Generator().manual_seed(0)
     blobs = torch.rand(count, 1, 5, 5, generator=generator)
@@ -35,361 +35,741 @@ def images_and_labels(count=400):
     return (images.flatten(1) * 255).round() / 255, torch.arange(count) % 10
 
 
-def network(units):
-    """Return a network whose units all fire, but the last of several, which is dead."""
-    torch.manual_seed(0)
-    model = autoencoderMLP4Layer(N_bottleneck=units)
-    with torch.no_grad():
-        model.fc2.weight.mul_(10)
-        model.fc2.bias.fill_(5)
-        model.fc3.weight.mul_(2)
-        model.fc4.weight.mul_(4)
-        if units > 1:
-            model.fc2.bias[-1] = -100
-    return model
-
-
 IMAGES, LABELS = images_and_labels()
 
 
 @functools.cache
-def page(units, dataset, weights):
+def network(units):
+    """Return a network, as the page rounds it, whose units all fire, but the last of several, which is dead."""
+    torch.manual_seed(0)
+    model = autoencoderMLP4Layer(N_bottleneck=units).requires_grad_(False)
+    model.fc2.weight.mul_(10)
+    model.fc2.bias.fill_(5)
+    model.fc3.weight.mul_(2)
+    model.fc4.weight.mul_(4)
+    if units > 1:
+        model.fc2.bias[-1] = -100
+    return page.round_weights(model)[0]
+
+
+@functools.cache
+def html(units=8, dataset="mnist", weights="model.pth", record=True):
     """Return the page of network(units), whose importance rises from unit to unit."""
     importance = torch.arange(1.0, units + 1)
-    return explore_page(network(units), IMAGES, LABELS, importance / importance.sum(), dataset, weights)
+    record = {"dataset": "mnist", "epochs": 50, "settings": SETTINGS} if record else None
+    return page.explore_page(network(units), IMAGES, LABELS, importance / importance.sum(), dataset, weights, record)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "proxy-server=127.0.0.1:9",
-                     "disable-background-networking", "disable-component-update", "disable-sync",
-                     f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
+def driver(tmp_path_factory):
+    driver = browsers.chromium(tmp_path_factory.mktemp("chromium"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def last():
+    return {}
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
-    """Open the page in a window of a size; the test fails if the browser complains."""
+def visit(driver, folder, last):
+    """Open a page in Chromium at an address and a window's size; the test fails if the browser complains.
 
-    def open_page(units=8, size=(1280, 1000), dataset="mnist", weights="model.pth", touch=False):
-        (tmp_path / "explore.html").write_text(page(units, dataset, weights), "utf-8")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-            "width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": touch})
-        browser.get((tmp_path / "explore.html").as_uri())
-        return browser
+    A page that is open already is not loaded anew.
+    """
+    def visit(address="", size=DESKTOP, fresh=False, touch=False, media=None, **options):
+        if (size, touch, media) != last.get("emulated"):
+            emulate(driver, *size, touch=touch, **media or {})
+            last["emulated"] = size, touch, media
+        path = folder / f"{abs(hash(tuple(options.items())))}.html"
+        if not path.exists():
+            path.write_text(html(**options), "utf-8")
+        if fresh or not driver.current_url.startswith(path.as_uri()):
+            driver.get("about:blank")
+            driver.get(f"{path.as_uri()}#{address}")
+        else:
+            driver.execute_script("location.hash = arguments[0]; document.activeElement.blur(); scrollTo(0, 0)",
+                                  address)
+        driver.execute_async_script("const done = arguments[0]; begun.then(() => { readAddress(); settle(); done(); })")
+        return driver
 
-    browser.get("about:blank")
-    browser.get_log("browser"), browser.get_log("performance")  # reading a log empties it
-    yield open_page
-    assert browser.get_log("browser") == []
+    driver.get_log("browser")  # reading a log empties it
+    yield visit
+    assert driver.get_log("browser") == []
 
 
-def find(browser, name):
-    return browser.find_element(By.ID, name)
+@pytest.fixture(scope="module")
+def firefox(folder):
+    driver = browsers.firefox()
+    (folder / "firefox.html").write_text(html(), "utf-8")
+    driver.set_window_size(*DESKTOP)
+    driver.get((folder / "firefox.html").as_uri())
+    yield driver
+    driver.quit()
 
 
-def numbers(browser, expression):
+def find(driver, name):
+    return driver.find_element(By.ID, name)
+
+
+def text(driver, name):
+    return driver.execute_script("return document.getElementById(arguments[0]).textContent", name)
+
+
+def numbers(driver, expression):
     """Return an array of the page as a tensor."""
-    text = browser.execute_script(f"return Array.from({expression}).join()")  # faster than as an array
-    return torch.tensor([float(number) for number in text.split(",")])
+    joined = driver.execute_script(f"return Array.from({expression}).join()")  # faster than as an array
+    return torch.tensor([float(number) for number in joined.split(",")])
 
 
-def picture(browser, name):
+def picture(driver, name):
     """Return the colours of a canvas of the page, (784, 3) in [0, 1]."""
-    browser.execute_script("""
+    driver.execute_script("""
         window.copy ??= new OffscreenCanvas(28, 28).getContext("2d", {willReadFrequently: true});
         copy.drawImage(element(arguments[0]), 0, 0)""", name)
-    return numbers(browser, "copy.getImageData(0, 0, 28, 28).data").view(784, 4)[:, :3] / 255
+    return numbers(driver, "copy.getImageData(0, 0, 28, 28).data").view(784, 4)[:, :3] / 255
 
 
-def state(browser):
-    """Return the position of the image shown, None for a drawing, the code and the output."""
-    values = numbers(browser, "[state.position ?? -1, ...state.code, ...state.output]")
-    position = int(values[0])
-    return position if position >= 0 else None, values[1:-784], values[-784:]
+def code(driver):
+    return numbers(driver, "view.code")
 
 
-def press(browser, *keys):
-    webdriver.ActionChains(browser).send_keys(*keys).perform()
+def shown(driver):
+    """Return the index of the test image that is shown, None for a drawing."""
+    return driver.execute_script("return data.index[state.input.position] ?? null")
 
 
-def drag(browser, element, points, kind=POINTER_MOUSE):
-    """Draw over an element from point to point, given as fractions of its width and height."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    actions = ActionBuilder(browser, mouse=PointerInput(kind, kind), duration=10)
-    width, height = element.size["width"], element.size["height"]
-    for i, (x, y) in enumerate(points):
-        actions.pointer_action.move_to(element, round((x - 0.5) * width), round((y - 0.5) * height))
-        if i == 0:
-            actions.pointer_action.pointer_down()
-    actions.pointer_action.pointer_up()
-    actions.perform()
+def address(driver):
+    """Return what the address says once nothing changes."""
+    driver.execute_script("settle()")
+    return driver.current_url.partition("#")[2]
 
 
-def drag_finger(browser, element, points):
-    """Draw over an element with a finger."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-    box = browser.execute_script("return arguments[0].getBoundingClientRect()", element)
-    for i, (x, y) in enumerate(points):
-        point = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
-        kind = "touchMove" if i else "touchStart"
-        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+def close(a, b, tolerance=2e-4):
+    torch.testing.assert_close(a, b, rtol=2e-5, atol=tolerance)
+
+
+def screenshot(driver, element):
+    """Return an element's colours, (height, width, 3) in [0, 1]."""
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    image = Image.open(io.BytesIO(base64.b64decode(element.screenshot_as_base64))).convert("RGB")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3) / 255
+
+
+def contrast(a, b):
+    """Return the contrast of two colours, (3,) in [0, 1], from 1 to 21 (WCAG 2.2)."""
+    def luminance(colour):
+        linear = torch.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+        return linear @ torch.tensor([0.2126, 0.7152, 0.0722]) + 0.05
+
+    ratio = (luminance(a) / luminance(b)).item()
+    return max(ratio, 1 / ratio)
+
+
+# Numbers
 
 
 @pytest.mark.parametrize("units", [1, 2, 8, 64])
-def test_codes_and_outputs_are_pytorchs(open_page, units):
-    browser, model = open_page(units), network(units)
-    index = browser.execute_script("return data.index")
-    for position in (1, 2):
-        with torch.inference_mode():
-            code = model.encode(IMAGES[index[position]])
-            output = model.decode(code)
-        shown, page_code, page_output = state(browser)
-        assert shown == position
-        torch.testing.assert_close(page_code, code, rtol=2e-5, atol=2e-4)
-        torch.testing.assert_close(page_output, output, rtol=0, atol=2e-4)
+def test_codes_outputs_and_pca_are_pytorchs(visit, units):
+    driver, model = visit(units=units), network(units)
+    mean, components, _ = page.pca(IMAGES)
+    integers, steps = page.round_rows(components[:page.MAX_COMPONENTS])
+    components = integers * steps[:, None]
+    for index in (1, 47):
+        visit(f"input=image{index}", units=units)
+        image = IMAGES[index]
+        close(code(driver), model.encode(image))
+        output = model(image)
+        close(numbers(driver, "view.output"), output)
+        for count in {1, min(units, 40), 40}:
+            visit(f"input=image{index}&components={count}", units=units)
+            projected = mean + (image - mean) @ components[:count].T @ components[:count]
+            close(numbers(driver, "view.linear"), projected.float())
+            assert text(driver, "pca-mse") == f"MSE {(projected - image).square().mean():.4f}"
 
-        image = IMAGES[index[position]]
+        assert text(driver, "mse") == f"MSE {(output - image).square().mean():.4f}"
         for name, grey in (("input", image), ("output", output)):
-            for channel in picture(browser, name).T:
-                torch.testing.assert_close(channel, grey, rtol=0, atol=0.004)
-        red, _, blue = picture(browser, "difference").T
-        difference = torch.where(output > image, red, -blue)
-        torch.testing.assert_close(difference, output - image, rtol=0, atol=0.004)
-        find(browser, "next").click()
-    error = ((model(IMAGES) - IMAGES) ** 2).mean().item()
-    assert find(browser, "test-mse").text == f"{error:.4f}"
-    assert find(browser, "dataset").text.startswith("mnist, 400 test images")
+            for channel in picture(driver, name).T:
+                close(channel, grey, 0.004)
+        red, _, blue = picture(driver, "difference").T
+        close(torch.where(output > image, red, -blue), output - image, 0.004)
 
 
-def test_it_asks_nobody_for_anything(open_page):
-    browser = open_page()
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+def test_it_asks_nobody_for_anything(visit):
+    driver = visit()
+    driver.get("about:blank")
+    driver.get_log("performance")
+    visit(fresh=True)
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert requests and all(sent["request"]["url"].startswith(("file:", "data:")) for sent in requests)
-    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert requests and all(sent["request"]["url"].startswith(("file:", "data:", "about:")) for sent in requests)
+    assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
 
-    fetched = browser.execute_async_script(
+    fetched = driver.execute_async_script(
         "const done = arguments[0]; fetch('data:,a').then(() => done('fetched'), () => done('refused'))")
     assert fetched == "refused"
-    assert "Content Security Policy" in browser.get_log("browser")[0]["message"]
+    assert "Content Security Policy" in driver.get_log("browser")[0]["message"]
 
 
-def test_hostile_names_are_text(open_page):
-    browser = open_page(dataset=HOSTILE, weights=HOSTILE)
-    assert find(browser, "weights").text == HOSTILE
-    assert find(browser, "dataset").text.startswith(HOSTILE)
-    assert not browser.find_elements(By.TAG_NAME, "img")
+def test_hostile_names_are_text(visit):
+    driver = visit(dataset=HOSTILE, weights=HOSTILE)
+    assert text(driver, "about").count(HOSTILE) == 2 and HOSTILE in text(driver, "lesson")
+    assert not driver.find_elements(By.TAG_NAME, "img")
+
+
+# The pad
 
 
 @pytest.mark.parametrize("device", ["mouse", "pen", "finger"])
-def test_a_drawing_is_prepared_as_pictures_are_encoded_and_decoded(open_page, device):
-    browser = open_page(size=(360, 740), touch=True) if device == "finger" else open_page()
-    pad = find(browser, "pad")
+def test_a_drawing_is_prepared_as_pictures_are_encoded_and_decoded(visit, device):
+    driver = visit(size=PHONE, touch=True) if device == "finger" else visit()
+    pad = find(driver, "pad")
     if device == "finger":
-        drag_finger(browser, pad, STROKES)
+        finger(driver, pad, STROKES)
     else:
-        drag(browser, pad, STROKES, POINTER_PEN if device == "pen" else POINTER_MOUSE)
+        mouse(driver, pad, STROKES, device)
 
-    ink = numbers(browser, "pad.getImageData(0, 0, 280, 280).data").view(280, 280, 4)[:, :, 0] / 255
+    drawn = "element('pad').getContext('2d').getImageData(0, 0, 280, 280).data"
+    ink = numbers(driver, drawn).view(280, 280, 4)[:, :, 0] / 255
     assert all(ink[int(280 * y), int(280 * x)] > 0 for x, y in STROKES)
     image = prepare(ink).flatten()
-    torch.testing.assert_close(numbers(browser, "state.image"), image, rtol=0, atol=1 / 255)
+    close(numbers(driver, "view.image"), image, 1 / 255)
     assert 40 < image.sum() < 160  # as much ink as MNIST's digits have
-    position, code, output = state(browser)
-    assert position is None
+    assert shown(driver) is None and not find(driver, "pad-hint").is_displayed()
     with torch.inference_mode():
-        torch.testing.assert_close(code, network(8).encode(image), rtol=1e-3, atol=1e-2)
-        torch.testing.assert_close(output, network(8)(image), rtol=0, atol=1e-2)
-
-    assert not find(browser, "pad-hint").is_displayed()
-    find(browser, "clear").click()
-    assert find(browser, "pad-hint").is_displayed()
-    assert numbers(browser, "state.image").sum() == 0
+        close(code(driver), network(8).encode(image), 1e-2)
 
 
-def test_the_keyboard_draws(open_page):
-    browser = open_page()
-    press(browser, "d")
-    keys = webdriver.ActionChains(browser)
+def test_a_stroke_on_a_test_image_begins_a_new_drawing_and_draw_shows_the_last(visit):
+    driver = visit()
+    find(driver, "clear").click()
+    mouse(driver, find(driver, "pad"), STROKES)
+    seven = numbers(driver, "view.image")
+    press(driver, "3")
+    assert LABELS[shown(driver)] == 3 and "shows your drawing" in text(driver, "pad-hint")
+    assert driver.execute_script(  # the pad is empty, and black by itself, not by a background
+        "return element('pad').getContext('2d').getImageData(0, 0, 280, 280).data.every((v, i) => v === 255 * (i % 4 === 3))")
+    press(driver, "d")
+    assert numbers(driver, "view.image").equal(seven)
+
+    press(driver, "3")
+    mouse(driver, find(driver, "pad"), [(0.5, 0.2), (0.5, 0.8)])
+    one = numbers(driver, "view.image")
+    assert driver.execute_script("return state.input.strokes.length") == 1
+    mouse(driver, find(driver, "pad"), [(0.2, 0.5), (0.8, 0.5)])
+    assert driver.execute_script("return state.input.strokes.length") == 2
+    press(driver, "u")
+    assert numbers(driver, "view.image").equal(one)
+    find(driver, "undo").click()
+    assert numbers(driver, "view.image").equal(seven)
+    press(driver, "c")
+    assert numbers(driver, "view.image").sum() == 0
+    press(driver, "u")
+    assert numbers(driver, "view.image").equal(seven)
+
+
+def test_the_keyboard_draws_and_escape_leaves_the_pad(visit):
+    driver = visit()
+    press(driver, "c", "d")
+    keys = browsers.webdriver.ActionChains(driver)
     keys.key_down(Keys.SHIFT).send_keys(8 * Keys.ARROW_DOWN).key_up(Keys.SHIFT).perform()
-    assert browser.execute_script("return state.position") is None
-    rows = numbers(browser, "state.image").view(28, 28).amax(1)
+    rows = numbers(driver, "view.image").view(28, 28).amax(1)
     assert (rows > 0.5).sum() == 20
-    press(browser, "c")
-    assert numbers(browser, "state.image").sum() == 0
+    press(driver, Keys.ESCAPE)
+    assert driver.switch_to.active_element.get_attribute("id") == "draw"
+    press(driver, Keys.ARROW_RIGHT)
+    assert shown(driver) == 1
 
 
-def test_a_slider_changes_the_output_and_a_key_goes_back_to_the_encoded_values(open_page):
-    browser = open_page()
-    slider, model = find(browser, "unit-2"), network(8)
-    value = find(browser, "unit-2").find_element(By.XPATH, "../following-sibling::output")
-    low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
-    for back in ("e", Keys.BACKSPACE, None):
-        _, code, output = state(browser)
-        drag(browser, slider, [(0.5, 0.5), (0.9, 0.5), (0.98, 0.5)])
-        _, moved, changed = state(browser)
-        assert (moved != code).nonzero().flatten().tolist() == [2]
-        with torch.inference_mode():
-            torch.testing.assert_close(changed, model.decode(moved), rtol=0, atol=2e-4)
-        assert not torch.equal(changed, output)
-        assert value.text == f"{moved[2]:.1f}"
-        mark = slider.find_element(By.XPATH, "..").get_attribute("style").removeprefix("--encoded:")
-        assert float(mark.strip(" ;")) == pytest.approx((code[2].item() - low) / (high - low), abs=1e-3)
-        if back:
-            press(browser, back)
-        else:
-            find(browser, "back").click()
-        assert torch.equal(state(browser)[1], code)
-        assert float(slider.get_property("value")) == pytest.approx(code[2].item(), abs=1e-3)
+def test_arrows_choose_images_after_the_mouse_has_drawn(visit):
+    driver = visit()
+    press(driver, "d")  # the pad has the focus
+    mouse(driver, find(driver, "pad"), STROKES)
+    press(driver, Keys.ARROW_RIGHT)
+    assert shown(driver) == 1
+    press(driver, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert shown(driver) == 3
 
 
-def test_sliders_go_over_the_range_of_the_test_set_by_importance_and_the_dead_last(open_page):
-    browser = open_page(4)
-    names = [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".unit label")]
-    importance = [number.text for number in browser.find_elements(By.CSS_SELECTOR, ".unit .number")]
-    assert names == ["unit 2", "unit 1", "unit 0", "unit 3"]
-    assert importance == ["30%", "20%", "10%", "dead"]
-    with torch.inference_mode():
-        codes = network(4).encode(IMAGES)
-    ends = [float(find(browser, "unit-1").get_attribute(end)) for end in ("min", "max")]
-    assert ends == pytest.approx([codes[:, 1].min().item(), codes[:, 1].max().item()], rel=1e-5)
+def test_fast_strokes_have_the_points_between_two_frames(visit):
+    driver = visit()
+    x, y = browsers.point(driver, find(driver, "pad"), (0, 0))
+    driver.execute_script("""
+        const [pad, x, y] = [element("pad"), arguments[0], arguments[1]];
+        pad.setPointerCapture = () => {};
+        const event = (name, dx, dy, coalescedEvents = []) => new PointerEvent(name, {
+          clientX: x + dx, clientY: y + dy, isPrimary: true, coalescedEvents, bubbles: true});
+        pad.dispatchEvent(event("pointerdown", 50, 50));
+        const between = [[100, 60], [140, 100], [50, 150]].map(([dx, dy]) => event("pointermove", dx, dy));
+        pad.dispatchEvent(event("pointermove", 50, 150, between));
+        pad.dispatchEvent(event("pointerup", 50, 150));
+        delete pad.setPointerCapture""", x, y)
+    assert driver.execute_script("return state.input.strokes[0].length") == 8
 
 
-def test_keys_and_buttons_choose_images(open_page):
-    browser = open_page()
+# Images, sliders, interpolation
 
-    def position():
-        return browser.execute_script("return state.position")
 
-    def label():
-        return browser.execute_script("return data.labels[state.position]")
+def test_keys_and_buttons_choose_images(visit):
+    driver = visit()
+    press(driver, Keys.ARROW_RIGHT)
+    assert shown(driver) == 2
+    press(driver, Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    assert shown(driver) == len(IMAGES) - 1
+    press(driver, "3")
+    assert LABELS[shown(driver)] == 3 and text(driver, "input-name").startswith("3 (image ")
+    before = shown(driver)
+    press(driver, "3")
+    assert shown(driver) != before and LABELS[shown(driver)] == 3
 
-    press(browser, Keys.ARROW_RIGHT)
-    assert position() == 2
-    press(browser, Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_LEFT)
-    assert position() == browser.execute_script("return data.index.length") - 1
-    for digit in (3, 0):
-        press(browser, str(digit))
-        assert label() == digit
-        assert f"{digit} (image " in find(browser, "input-name").text
-    before = position()
-    press(browser, "0")
-    assert position() != before and label() == 0
-
-    with torch.inference_mode():
-        errors = (network(8)(IMAGES) - IMAGES).square().mean(1)
+    errors = (network(8)(IMAGES) - IMAGES).square().mean(1)
     for worst in errors.argsort(descending=True)[:3].tolist():
-        press(browser, "w")
-        assert find(browser, "input-name").text.endswith(f"(image {worst})")
-    seen = set()
-    for _ in range(5):
-        press(browser, "r")
-        seen.add(position())
+        press(driver, "w")
+        assert shown(driver) == worst
+    seen = {press(driver, "r") or shown(driver) for _ in range(5)}
     assert len(seen) > 1
 
 
-def test_arrows_on_a_slider_move_the_slider_alone(open_page):
-    browser = open_page()
-    before = state(browser)
-    browser.execute_script("document.getElementById('unit-2').focus()")
-    press(browser, Keys.ARROW_RIGHT)
-    after = state(browser)
-    assert after[0] == before[0] and after[1][2] > before[1][2]
+def test_single_keys_can_be_switched_off_and_do_not_repeat_a_toggle(visit):
+    driver = visit()
+    for repeated in (False, True, True):
+        driver.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "keyDown", "key": "p", "autoRepeat": repeated})
+        assert text(driver, "play") == "Stop"
+    find(driver, "keys").click()
+    assert address(driver) == "keys=false"
+    press(driver, "3", "w", "p")
+    assert shown(driver) == 1 and text(driver, "play") == "Play"
+    driver.execute_script("document.activeElement.blur()")
+    press(driver, Keys.ARROW_RIGHT)  # not a letter
+    assert shown(driver) == 2
 
 
-def test_noise_is_added_and_the_mse_is_that_to_the_clean_image(open_page):
-    browser = open_page()
-    clean, code = numbers(browser, "state.image"), state(browser)[1]
-    drag(browser, find(browser, "noise"), [(0.03, 0.5), (0.5, 0.5)])
-    assert torch.equal(numbers(browser, "state.image"), clean)
-    _, noisy_code, output = state(browser)
-    assert not torch.equal(noisy_code, code)
-    assert find(browser, "mse").text == f"{(output - clean).square().mean().item():.4f}"
-    noise = picture(browser, "input")[:, 0] - clean
-    assert 0.2 < noise.std() < 0.6 and abs(noise.mean()) < 0.1  # 0.5, cut off at black and white
+def test_a_slider_changes_the_output_and_a_key_goes_back_to_the_encoded_values(visit):
+    driver = visit()
+    slider = find(driver, "unit-2")
+    low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
+    before = code(driver)
+    for back in ("e", Keys.BACKSPACE, None):
+        mouse(driver, slider, [(0.5, 0.5), (0.9, 0.5), (0.98, 0.5)])
+        moved = code(driver)
+        assert ((moved - before).abs() > 1e-3).nonzero().flatten().tolist() == [2]
+        close(numbers(driver, "view.output"), network(8).decode(moved))
+        mark = slider.find_element(By.XPATH, "../*[1]/*").get_attribute("x1")
+        assert float(mark.strip("%")) / 100 == pytest.approx((before[2].item() - low) / (high - low), abs=1e-3)
+        press(driver, back) if back else find(driver, "back").click()
+        assert code(driver).equal(before)
+        assert float(slider.get_property("value")) == pytest.approx(before[2].item(), abs=1e-3)
+    driver.execute_script("arguments[0].focus()", slider)
+    press(driver, Keys.ARROW_RIGHT)  # it moves the slider alone
+    assert code(driver)[2] > before[2] and shown(driver) == 1
 
 
-def test_the_ends_of_the_interpolation_are_shown_with_the_noise_that_was_encoded(open_page):
-    browser = open_page()
-    drag(browser, find(browser, "noise"), [(0.03, 0.5), (0.5, 0.5)])
-    noisy = picture(browser, "input")
-    assert picture(browser, "to").equal(noisy)
-    press(browser, "h", Keys.ARROW_RIGHT)
-    assert picture(browser, "from").equal(noisy) and not picture(browser, "to").equal(noisy)
+def test_sliders_go_over_the_range_of_the_test_set_by_importance_and_the_dead_last(visit):
+    driver = visit(units=4)
+    names = [label.text for label in driver.find_elements(By.CSS_SELECTOR, ".unit label")]
+    importance = [number.text for number in driver.find_elements(By.CSS_SELECTOR, ".importance")]
+    assert names == ["unit 2", "unit 1", "unit 0", "unit 3"]
+    assert importance == ["30%", "20%", "10%", "dead"]
+    assert "Dead: 0 for every test image, 1 of 4." in text(driver, "code-hint")
+    codes = network(4).encode(IMAGES)
+    ends = [float(find(driver, "unit-1").get_attribute(end)) for end in ("min", "max")]
+    assert ends == pytest.approx([codes[:, 1].min().item(), codes[:, 1].max().item()], rel=1e-5)
+    tops = [slider.rect["y"] for slider in driver.find_elements(By.CSS_SELECTOR, ".unit input")]
+    assert all(a < b for a, b in pairwise(tops))
 
 
-def test_interpolation_plays_from_the_image_held_to_the_input(open_page):
-    browser = open_page()
-    press(browser, "5", "h")
-    start = state(browser)[1]
-    press(browser, "8")
-    _, end, output = state(browser)
-    mix = find(browser, "mix")
-    drag(browser, mix, [(0.98, 0.5), (0.5, 0.5)])
-    t = float(mix.get_property("value"))
+def test_numbers_have_three_digits(visit):
+    driver = visit("code=0.0421,1.234,12.34,123.4,0,0,0,0")
+    values = [text for _, text in sorted(driver.execute_script(
+        "return rows.map(({value}, unit) => [unit, value.textContent])"))]
+    assert values[:5] == ["0.042", "1.23", "12.3", "123", "0.000"]
+
+
+def test_of_64_units_the_first_ten_are_shown_and_the_others_unfold(visit):
+    driver = visit(units=64)
+    rows = driver.find_elements(By.CSS_SELECTOR, ".unit")
+    assert [row.is_displayed() for row in rows] == [True] * 10 + [False] * 54
+    find(driver, "more-summary").click()
+    assert all(row.is_displayed() for row in rows)
+
+
+def test_noise_is_added_and_the_mse_is_that_to_the_clean_image(visit):
+    driver = visit()
+    clean, before = numbers(driver, "view.image"), code(driver)
+    mouse(driver, find(driver, "noise"), [(0.03, 0.5), (0.5, 0.5)])
+    assert numbers(driver, "view.image").equal(clean) and not code(driver).equal(before)
+    assert text(driver, "mse") == f"MSE {(numbers(driver, 'view.output') - clean).square().mean():.4f}"
+    noise = numbers(driver, "view.noisy") - clean
+    assert noise.std() == pytest.approx(0.5, abs=0.05) and abs(noise.mean()) < 0.06
+    assert picture(driver, "end").equal(picture(driver, "input"))
+
+
+def test_interpolation_goes_from_the_image_held_and_compares_with_the_image_at_each_end(visit):
+    driver = visit()
+    press(driver, "5", "h")
+    start, held = code(driver), text(driver, "mse")
+    press(driver, "8")
+    end, image = code(driver), numbers(driver, "view.image")
+    mouse(driver, find(driver, "mix"), [(0.98, 0.5), (0.5, 0.5)])
+    t = float(find(driver, "mix").get_property("value"))
     assert 0.4 < t < 0.6
-    torch.testing.assert_close(state(browser)[1], torch.lerp(start, end, t), rtol=1e-5, atol=1e-4)
+    close(code(driver), torch.lerp(start, end, t))
+    mouse(driver, find(driver, "mix"), [(0.5, 0.5), (0, 0.5)])
+    assert text(driver, "mse") == held and text(driver, "input-name") == "cross-fade, 0%"
+    assert not numbers(driver, "view.image").equal(image)
 
-    play = find(browser, "play")
-    browser.execute_script("requestAnimationFrame = (draw) => { window.drawFrame = draw; return 1; };"
-                           "performance.now = () => 5000")
-    play.click()
-    browser.execute_script("drawFrame(6000)")  # one of two seconds later
-    assert mix.get_property("value") == "0.5" and play.text == "Stop"
-    torch.testing.assert_close(state(browser)[1], torch.lerp(start, end, 0.5), rtol=1e-5, atol=1e-4)
-    browser.execute_script("drawFrame(7010)")
-    assert mix.get_property("value") == "1" and play.text == "Play"
-    assert torch.equal(state(browser)[1], end) and torch.equal(state(browser)[2], output)
-    press(browser, "p")
-    assert play.text == "Stop"
-    press(browser, Keys.ARROW_RIGHT)  # whatever else one does stops it
-    assert play.text == "Play"
+
+def test_play_speaks_once_at_its_end_and_stops_at_whatever_one_does(visit):
+    driver = visit("from=image5&input=image8")
+    end = code(driver)
+    live = "[aria-live], [role=status], [role=alert], [role=log], output"
+    assert [element.get_attribute("id") for element in driver.find_elements(By.CSS_SELECTOR, live)] == ["status"]
+    driver.execute_script("""
+        window.real = requestAnimationFrame;
+        requestAnimationFrame = (draw) => { window.drawFrame = draw; return 1; };
+        window.said = [];
+        new MutationObserver(() => said.push(element("status").textContent))
+          .observe(element("status"), {childList: true, characterData: true, subtree: true})""")
+    find(driver, "play").click()
+    now = driver.execute_script("return performance.now()")
+    for i in range(20):
+        driver.execute_script("drawFrame(arguments[0])", now + 100 * i)
+    assert text(driver, "play") == "Stop" and driver.execute_script("return said") == []
+    driver.execute_script("drawFrame(arguments[0])", now + 5000)
+    assert text(driver, "play") == "Play" and code(driver).equal(end)
+    driver.execute_async_script("setTimeout(arguments[0], 400)")
+    press(driver, Keys.ARROW_RIGHT, "p")
+    assert text(driver, "play") == "Stop"
+    press(driver, Keys.ARROW_RIGHT)
+    assert text(driver, "play") == "Play"
+    driver.execute_async_script("requestAnimationFrame = real; setTimeout(arguments[0], 400)")
+    said = driver.execute_script("return said")
+    assert len(said) == 1 and said[0].startswith(text(driver, "input-name") + ": MSE ")
+
+
+# The map
+
+
+def on_map(driver, point):
+    """Return the fractions of the map's width and height at which a place of its plane is."""
+    x, y, width, height = driver.execute_script(
+        "return [...onMap(arguments[0]), element('map').clientWidth, element('map').clientHeight]", point)
+    return (x + 1) / (width + 2), (y + 1) / (height + 2)
 
 
 @pytest.mark.parametrize("units", [1, 2, 8])
-def test_a_click_on_a_dot_chooses_its_image(open_page, units):
-    browser = open_page(units)
-    places = torch.tensor(browser.execute_script("return dots.map(onMap)"))
-    for position in (5, 50, 200):
-        dot = browser.find_element(By.CSS_SELECTOR, f"#map circle:nth-of-type({position + 1})")
-        webdriver.ActionChains(browser, duration=0).click(dot).perform()
-        chosen = browser.execute_script("return state.position")
-        assert (places[chosen] - places[position]).abs().max() < 2  # of 400: another dot may lie there, too
-        ring = browser.find_element(By.CSS_SELECTOR, "#map .now")
-        centre = [float(ring.get_attribute(axis)) for axis in ("cx", "cy")]
-        assert centre == pytest.approx(places[chosen].tolist(), abs=0.1)
+def test_the_map_moves_the_code_and_a_tap_on_a_dot_chooses_its_image(visit, units):
+    driver, codes = visit("input=image3", units=units), network(units).encode(IMAGES)
+    canvas, before = find(driver, "map"), code(driver)
+    dots = torch.tensor(driver.execute_script("return map.dots.map((dot) => dot.place)"))
+    if units == 2:
+        close(dots, codes)
+    middle = dots.quantile(0.7, 0).tolist()
+
+    mouse(driver, canvas, [on_map(driver, middle)], hold=False)  # a pointer over it shows what is there
+    previewed = code(driver)
+    assert not previewed.equal(before) and address(driver).startswith("input=image3")
+    assert driver.execute_script("return state.code") is None
+    close(torch.tensor(driver.execute_script("return place(view.code, 0)"))[:units],
+          torch.tensor(middle)[:units], 0.3)
+    close(numbers(driver, "view.output"), network(units).decode(previewed))
+    mouse(driver, find(driver, "title"), [(0.5, 0.5)], hold=False)
+    assert code(driver).equal(before)
+
+    mouse(driver, canvas, [on_map(driver, dots.quantile(0.2, 0).tolist()), on_map(driver, middle)])  # dragged
+    close(code(driver), previewed, 0.2)
+    assert shown(driver) == 3 and "code=" in address(driver)
+
+    spread = torch.cdist(dots, dots).fill_diagonal_(torch.inf).amin(1)  # a dot that no other covers
+    lonely = spread.argmax().item()
+    mouse(driver, canvas, [on_map(driver, dots[lonely].tolist())])
+    assert shown(driver) == lonely and driver.execute_script("return state.code") is None
 
 
-def test_two_units_are_the_axes_of_the_map(open_page):
-    browser = open_page(2)
-    dots = browser.execute_script("return dots")
-    with torch.inference_mode():
-        codes = network(2).encode(IMAGES[browser.execute_script("return data.index")])
-    torch.testing.assert_close(torch.tensor(dots), codes, rtol=2e-5, atol=2e-4)
+def test_both_axes_of_the_map_have_the_same_scale_and_the_decoder_paints_behind_the_dots(visit):
+    for size in (DESKTOP, PHONE):
+        driver = visit(size=size, units=2)
+        across, up = driver.execute_script("return map.scales")
+        assert across == -up
+        driver.execute_async_script("""
+            const wait = () => map.next === map.columns * map.rows && map.width === element("map").clientWidth
+              ? arguments[0]() : setTimeout(wait, 20);
+            setTimeout(wait, 100)""")
+        tile = 2 * driver.execute_script("return map.columns") + 3
+        centre, painted, shape = driver.execute_script("""
+            const [column, row] = [3, 2], x = (column + 0.5) * map.tile, y = (row + 0.5) * map.tile;
+            const stamp = newContext(28);
+            const scale = map.ground.canvas.width / map.width;
+            stamp.drawImage(map.ground.canvas, column * map.tile * scale, row * map.tile * scale, map.tile * scale,
+                            map.tile * scale, 0, 0, 28, 28);
+            return [fromMap(x, y), [...stamp.getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 === 0),
+                    [element("map").width, map.width]]""")
+        expected = 0.5 * network(2).decode(torch.tensor(centre))
+        assert (torch.tensor(painted) / 255 - expected).abs().mean() < 0.05, tile
+        assert shape[0] == shape[1]
 
 
-@pytest.mark.parametrize("width", [360, 600, 900, 1600])
-def test_it_fits_the_screen_and_fingers(open_page, width):
-    browser = open_page(32, size=(width, 740))
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    sizes = browser.execute_script("""
-        const boxes = [...document.querySelectorAll("button, input")].map((e) => e.getBoundingClientRect());
-        return boxes.map(({width, height, left, right}) => [Math.min(width, height), left, right])""")
-    assert all(size >= 32 and left >= 0 and right <= width for size, left, right in sizes)
+def test_with_many_units_the_map_is_the_plane_through_the_code(visit):
+    driver = visit("input=image3")
+    axes = torch.tensor(driver.execute_script("return data.map.axes"))
+    before = code(driver)
+    moved = numbers(driver, "codeAt(place(view.code, 0).map((value) => value + 2))")
+    close(moved, before + 2 * axes.sum(0), 1e-2)
+    assert f"{driver.execute_script('return data.map.variance'):.0%} of the variance" in text(driver, "map-hint")
+    painted = driver.execute_script("return map.painted")
+    visit("input=image9")
+    assert driver.execute_script("return map.painted") != painted  # another plane
 
 
-def test_controls_have_names_and_sliders_stand_below_one_another(open_page):
-    browser = open_page()
-    elements = browser.find_elements(By.CSS_SELECTOR, "button, input, canvas, svg[role]")
+def test_arrows_move_the_point_on_the_map_and_enter_chooses_the_nearest_image(visit):
+    driver = visit("input=image3", units=2)
+    before = code(driver)
+    driver.execute_script("element('map').focus()")
+    press(driver, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_UP)
+    step = 10 / driver.execute_script("return map.scales[0]")
+    close(code(driver), before + torch.tensor([2 * step, step]), 1e-2)
+    press(driver, Keys.ENTER)
+    nearest = (network(2).encode(IMAGES) - before - torch.tensor([2 * step, step])).norm(dim=1).argmin().item()
+    assert shown(driver) == nearest
+    press(driver, Keys.ESCAPE, Keys.ARROW_RIGHT)
+    assert shown(driver) == nearest + 1
+
+
+def test_a_finger_on_the_map_moves_the_code_and_elsewhere_the_page(visit):
+    driver = visit("input=image3", size=PHONE, touch=True)
+    before, canvas = code(driver), find(driver, "map")
+    browsers.point(driver, canvas, (0.5, 0.5))
+    at = driver.execute_script("return scrollY")
+    finger(driver, canvas, [(0.5, 0.3), (0.5, 0.5), (0.6, 0.8)])
+    assert not code(driver).equal(before) and driver.execute_script("return scrollY") == at
+    finger(driver, find(driver, "input-hint"), [(0.5, 0.5), (0.5, -2), (0.5, -4)])
+    assert driver.execute_script("return scrollY") != at
+    assert driver.execute_script("return element('map').clientHeight") < 0.75 * PHONE[1]
+
+
+# The lesson, and addresses
+
+
+def test_the_lesson_says_what_the_network_is_and_how_it_was_trained(visit):
+    lesson = text(visit(), "lesson")
+    errors = (network(8)(IMAGES) - IMAGES).square().mean()
+    assert "784 pixels → 392 → 8 numbers → 392 → 784" in lesson and f"(MSE) is {errors:.4f}" in lesson
+    assert "trained on MNIST for 50 epochs, to remove noise of 0.2." in lesson
+    covariance = IMAGES.double().T.cov(correction=0)
+    left_out = torch.linalg.eigvalsh(covariance)[:-8].sum() / 784
+    assert f"PCA, the best linear code, has {left_out:.4f} with as many numbers" in lesson
+
+
+def test_each_experiment_is_a_link_that_sets_everything(visit):
+    driver = visit("noise=0.7&components=3&mix=0.2&input=worst")
+    links = driver.find_elements(By.CSS_SELECTOR, "#experiments a")
+    assert len(links) == 7
+    for link in links:
+        driver.execute_script("arguments[0].click()", link)
+        driver.execute_async_script("setTimeout(arguments[0], 20)")
+        assert link.get_attribute("data-state") == f"#{address(driver)}" != "#"
+        assert link.get_attribute("aria-current") == "true" and text(driver, "look") == link.get_attribute("data-look")
+    driver.execute_script("arguments[0].click()", links[0])  # where does 4 become 9?
+    driver.execute_async_script("setTimeout(arguments[0], 20)")
+    halfway = network(8).encode(IMAGES[[4, 9]]).mean(0)
+    close(code(driver), halfway, 1e-3)
+    press(driver, Keys.ARROW_RIGHT)
+    driver.execute_script("arguments[0].click()", links[0])  # again, though the address has not changed yet
+    driver.execute_async_script("setTimeout(arguments[0], 20)")
+    close(code(driver), halfway, 1e-3)
+
+
+STATES = [
+    "input=image7&from=image4&mix=0.5&noise=0.3&components=12&difference=true&keys=false",
+    "input=image5&code=1,2,3.5,4,5,6,7,80",
+    "input=drawing:1s703w105w70-2l4s524s&from=drawing:3w103w70",
+]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_reload_back_and_a_shared_link_show_the_same(visit, state):
+    driver = visit(state, fresh=True)
+    assert address(driver) == state
+    before = numbers(driver, "view.output"), text(driver, "status"), driver.execute_script(
+        "return [...document.querySelectorAll('input')].map((input) => input.type === 'range' ? input.value : input.checked)")
+
+    def now():
+        return numbers(driver, "view.output"), text(driver, "status"), driver.execute_script(
+            "return [...document.querySelectorAll('input')].map((input) => input.type === 'range' ? input.value : input.checked)")
+
+    driver.refresh()
+    driver.execute_async_script("begun.then(arguments[0])")
+    driver.execute_script("settle()")
+    assert now()[0].equal(before[0]) and now()[1:] == before[1:]
+    driver.execute_script("location.hash = 'input=image2&noise=1'")
+    driver.execute_async_script("setTimeout(arguments[0], 20)")
+    assert shown(driver) == 2
+    driver.back()
+    driver.execute_async_script("setTimeout(arguments[0], 20)")
+    driver.execute_script("settle()")
+    assert now()[0].equal(before[0]) and now()[1:] == before[1:]
+
+
+def test_nonsense_in_the_address_is_ignored(visit):
+    driver = visit("input=image99999&from=digit&mix=2&noise=-1&code=1,2&components=1.5&difference=7&keys=maybe"
+                   "&constructor=1&__proto__=2&&=&input=drawing:zz&code=1,,3,4,5,6,7,8&mix=&%E0%A4%A")
+    assert address(driver) == ""
+    visit("input=digit7&from=class9.2&mix=0.25&nonsense")
+    assert address(driver) == "input=image7&from=image19&mix=0.25"
+
+
+def test_a_page_that_was_saved_by_the_browser_works_as_the_original(visit, folder):
+    driver = visit("input=image7&noise=0.5")
+    count = "return ['input', 'button', 'a', 'canvas', '.unit'].map((name) => document.querySelectorAll(name).length)"
+    controls, status = driver.execute_script(count), text(driver, "status")
+    (folder / "saved.html").write_text(driver.execute_script("return document.documentElement.outerHTML"), "utf-8")
+    driver.get((folder / "saved.html").as_uri() + "#input=image7&noise=0.5")
+    driver.execute_async_script("begun.then(() => { settle(); arguments[0](); })")
+    assert driver.execute_script(count) == controls and text(driver, "status") == status
+    press(driver, Keys.ARROW_RIGHT)
+    assert shown(driver) == 8
+
+
+@pytest.mark.parametrize("dataset, title, name", [
+    ("fashion-mnist", "A garment in 8 numbers", "sneaker"), ("kmnist", "A character in 8 numbers", "ya"),
+    ("somebody's images", "An image in 8 numbers", "class 7")])
+def test_other_data_sets_are_not_called_digits(visit, dataset, title, name):
+    driver = visit("input=class7", dataset=dataset)
+    assert text(driver, "title") == title and text(driver, "input-name") == f"{name} (image 7)"
+    assert "digit" not in driver.execute_script("return document.body.innerText").replace("MNIST’s digits", "")
+    buttons = driver.find_elements(By.CSS_SELECTOR, "#kinds button")
+    assert [button.text for button in buttons][7] == name
+    assert all(button.get_property("scrollWidth") <= button.get_property("clientWidth") for button in buttons)
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#experiments a")) == 7
+
+
+# What it looks like
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, LANDSCAPE, ZOOMED, PROJECTOR, (1280, 720), (600, 900)])
+def test_it_fits_the_screen_and_no_control_with_the_focus_is_covered(visit, size):
+    driver = visit(size=size, units=8)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    results = driver.execute_script("""
+        const all = [...document.querySelectorAll("button, input, [tabindex], main a")]
+          .filter((e) => e.checkVisibility() && !e.disabled);
+        return all.concat(all.toReversed()).map((e) => {
+          e.focus();
+          const {left, right, top, bottom, width, height} = e.getBoundingClientRect();
+          const middle = document.elementFromPoint((left + right) / 2, Math.max(top, Math.min((top + bottom) / 2, innerHeight - 1)));
+          return [e.id || e.textContent, Math.min(width, height), left, right, e === middle || e.contains(middle)];
+        })""")
+    assert len(results) > 50
+    for name, extent, left, right, free in results:
+        assert extent >= 24 and left >= 0 and right <= size[0] and free, name
+    area, position = driver.execute_script("""
+        const box = element("pictures").getBoundingClientRect();
+        return [box.width * box.height, getComputedStyle(element("pictures")).position]""")
+    if position == "sticky":
+        assert area < 0.35 * size[0] * size[1]
+
+
+def test_on_a_phone_a_switch_shows_the_difference_in_place_of_pca(visit):
+    driver = visit(size=PHONE)
+    seen = [find(driver, name).is_displayed() for name in ("input", "output", "linear", "difference")]
+    assert seen == [True, True, True, False]
+    find(driver, "swap").click()
+    seen = [find(driver, name).is_displayed() for name in ("input", "output", "linear", "difference")]
+    assert seen == [True, True, False, True]
+    driver = visit(size=DESKTOP)
+    assert find(driver, "linear").is_displayed() and find(driver, "difference").is_displayed()
+    assert not find(driver, "swap").is_displayed()
+
+
+def test_sizes_follow_the_readers_font_size_and_grow_on_a_projector(visit):
+    driver = visit(size=PHONE)
+    size = "return element('next').getBoundingClientRect().height"
+    small = driver.execute_script(size)
+    driver.execute_script("document.documentElement.style.fontSize = '32px'")
+    assert driver.execute_script(size) == pytest.approx(2 * small, abs=3)
+    driver.execute_script("document.documentElement.style.fontSize = ''")
+    visit(size=PROJECTOR)
+    assert driver.execute_script(size) == pytest.approx(1.25 * small, abs=3)
+
+
+@pytest.mark.parametrize("media", [{"prefers-color-scheme": "light"}, {"prefers-color-scheme": "dark"},
+                                   {"forced-colors": "active"}])
+def test_tracks_thumbs_and_legends_stand_out(visit, media):
+    driver = visit("noise=0.5", media=media)
+    colours = screenshot(driver, find(driver, "noise"))
+    middle, paper = colours[colours.shape[0] // 2], colours[2, colours.shape[1] // 4]
+    assert contrast(middle[colours.shape[1] // 4], paper) >= 3  # the track
+    assert contrast(middle[colours.shape[1] // 2], paper) >= 3  # the thumb
+    legend = driver.execute_script("""return ["brighter", "darker"].map((name) =>
+        getComputedStyle(document.querySelector("." + name), "::before").borderTopColor)""")
+    assert legend == ["rgb(224, 120, 0)", "rgb(60, 140, 255)"]
+
+
+def test_dots_stand_out_from_the_map(visit):
+    colours = visit().execute_script("return COLOURS")
+    for colour in colours:
+        dot = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        assert contrast(dot, torch.zeros(3)) >= 3 and contrast(dot, torch.full((3,), 0.25)) >= 3
+
+
+def test_controls_have_names(visit):
+    driver = visit()
+    elements = driver.find_elements(By.CSS_SELECTOR, "button, input, canvas, a")
     assert elements and all(element.accessible_name for element in elements)
-    sliders = browser.find_elements(By.CSS_SELECTOR, ".unit input")
-    tops = [slider.rect["y"] for slider in sliders]
-    assert all(a < b for a, b in pairwise(tops))
+
+
+# Firefox, where it is installed
+
+
+def test_firefox_shows_the_same_numbers(firefox, visit):
+    for state in STATES:
+        firefox.get(firefox.current_url.partition("#")[0] + "#" + state)
+        driver = visit(state)
+        wait(firefox, lambda: text(firefox, "status") == text(driver, "status"))
+        for name in ("mse", "pca-mse", "pca-name", "noise-value"):
+            assert text(firefox, name) == text(driver, name)
+
+
+def test_firefox_shows_the_state_of_the_address_after_reload_and_back(firefox):
+    page = firefox.current_url.partition("#")[0]
+    firefox.get(page + "#input=image7&noise=0.3")
+    wait(firefox, lambda: "noise 0.30" in text(firefox, "status"))
+    find(firefox, "components").send_keys(Keys.ARROW_RIGHT)
+    wait(firefox, lambda: firefox.current_url.endswith("#input=image7&noise=0.3&components=9"))
+    before = text(firefox, "status")
+    firefox.refresh()
+    wait(firefox, lambda: text(firefox, "status") == before)
+    assert find(firefox, "components").get_property("value") == "9"
+    assert find(firefox, "noise").get_property("value") == "0.3"
+    firefox.get(page + "#input=image9")
+    wait(firefox, lambda: "image 9" in text(firefox, "status"))
+    firefox.back()
+    wait(firefox, lambda: text(firefox, "status") == before)
+    assert find(firefox, "noise").get_property("value") == "0.3"
+
+
+def test_firefox_draws_chooses_and_leaves_the_pad(firefox):
+    firefox.get(firefox.current_url.partition("#")[0] + "#input=image9")
+    actions = browsers.webdriver.ActionChains(firefox, duration=20)
+    pad = find(firefox, "pad")
+    actions.move_to_element_with_offset(pad, -40, -50).click_and_hold().move_by_offset(80, 10).move_by_offset(-50, 80)
+    actions.release().perform()
+    wait(firefox, lambda: text(firefox, "status").startswith("your drawing: MSE "))
+    assert "input=drawing:" in firefox.current_url
+    press(firefox, Keys.ARROW_RIGHT)
+    assert "(image 1)" in text(firefox, "input-name")
+    press(firefox, "d")
+    assert text(firefox, "input-name") == "your drawing"
+    press(firefox, Keys.ESCAPE)
+    assert firefox.switch_to.active_element.get_attribute("id") == "draw"
+
+
+def wait(driver, condition):
+    """Wait until `condition()` is true; the page settles some tenths of a second after a change."""
+    WebDriverWait(driver, 5, poll_frequency=0.05).until(lambda _: condition())
