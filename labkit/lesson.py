@@ -16,8 +16,9 @@ class Words(NamedTuple):
     credit: str = ""
 
 
-DIGITS = Words("MNIST", "a digit", tuple("0123456789"), pair=(4, 9), twins=(7, "two 7s"), thin=(1, "a 1"), rich=2,
-               credit="Images: MNIST, by Y. LeCun, C. Cortes and C. J. C. Burges.")
+DIGITS = Words(
+    "MNIST", "a digit", tuple("0123456789"), pair=(4, 9), twins=(7, "two 7s"), thin=(1, "a 1"), rich=2,
+    credit="Images: MNIST, by Y. LeCun, C. Cortes and C. J. C. Burges.")
 WORDS = {
     "mnist": DIGITS,
     "glyphs": DIGITS._replace(title="glyphs", credit="Images: digits of fonts, warped at random."),
@@ -53,22 +54,24 @@ def texts(words, data):
     axes = {1: "Across: the number; one row of dots per label.", 2: "Across: unit 0; up: unit 1."}
     return {
         "title": f"{words.a.capitalize()} in {numbers}",
-        "lesson": f"An autoencoder squeezes an image through few numbers, 784 pixels → 392 → {numbers} → 392 → 784 "
-                  f"pixels, and learns to give it back. {trained(data['record'])} On {images} of {words.title} its "
-                  f"mean squared error (MSE) is {data['mse']:.4f}; PCA, the best linear code, has "
-                  f"{data['pcaErrors'][units]:.4f} with as many numbers and needs {equal(data)} to do as well.",
-        "map-hint": f"{axes.get(units, plane)} Dots are test images; behind them is what the decoder paints there. "
-                    "Move over it, drag, or tap a dot. Ring: the code; dashed: the image held.",
+        "lesson": f"An autoencoder squeezes an image through few numbers, 784 pixels → 392 → {numbers} → 392 "
+                  f"→ 784 pixels, and learns to give it back. {trained(data['record'])} On {images} of "
+                  f"{words.title} its mean squared error (MSE) is {data['mse']:.4f}; PCA, the best linear "
+                  f"code, has {data['pcaErrors'][units]:.4f} with as many numbers and needs {equal(data)} to "
+                  "do as well.",
+        "map-hint": f"{axes.get(units, plane)} Dots are test images; behind them is what the decoder paints "
+                    "there. Move over it, drag, or tap a dot. Ring: the code; dashed: the image held.",
         "input-hint": f"Random: one of the {len(data['index'])} here. Worst: the largest MSE of all "
-                      f"{data['testImages']:,}, then the next. Drawings are scaled and centred as MNIST’s digits were.",
-        "code-hint": f"The {numbers}, over the range on the test images; the mark is the encoded value. Percent: "
-                     "importance, the share of the error that fixing a unit at its mean would add."
+                      f"{data['testImages']:,}, then the next. Drawings are scaled and centred as MNIST’s "
+                      "digits were.",
+        "code-hint": f"The {numbers}, over the range on the test images; the mark is the encoded value. "
+                     "Percent: importance, the share of the error that fixing a unit at its mean would add."
                      + f" Dead: 0 for every test image, {dead} of {units}." * (dead > 0),
         "more-summary": f"The other {units - 10} of {units}",
         "keys-thing": words.a.split()[1],
-        "about": f"Data set: {data['dataset']}, {images}, {len(data['index'])} of them here. Weights: {data['weights']}, "
-                 f"rounded to 8 bits for this page: their MSE is {data['roundedMse']:.5f}, that of the network itself "
-                 f"{data['mse']:.5f}. {words.credit}",
+        "about": f"Data set: {data['dataset']}, {images}, {len(data['index'])} of them here. Weights: "
+                 f"{data['weights']}, rounded to 8 bits for this page: their MSE is "
+                 f"{data['roundedMse']:.5f}, that of the network itself {data['mse']:.5f}. {words.credit}",
     }
 
 
@@ -78,7 +81,8 @@ def trained(record):
         return "How this one was trained is not recorded."
     noise = record["settings"]["noise"]
     how = f"to remove noise of {noise:g}" if noise else "without noise"
-    return f"This one was trained on {words(record['dataset']).title} for {amount(record['epochs'], 'epoch')}, {how}."
+    dataset = words(record["dataset"]).title
+    return f"This one was trained on {dataset} for {amount(record['epochs'], 'epoch')}, {how}."
 
 
 def equal(data):
@@ -87,9 +91,10 @@ def equal(data):
 
 
 def experiments(words, data, codes):
-    """Return a list of experiments: a question, the address of the state that shows it, and what to do there.
+    """Return a list of experiments: a question, the address that shows it, and what to do there.
 
-    `codes` are those of the images in the page, (images, units). What needs a label that is absent is left out.
+    `codes` are those of the images in the page, (images, units). An experiment whose label is absent is left
+    out.
     """
     (a, b), (twin, twins), (thin, a_thin) = words.pair, words.twins, words.thin
     rich = words.rich if words.rich in data["labels"] else data["labels"][0]
@@ -99,7 +104,8 @@ def experiments(words, data, codes):
     code = ",".join(f"{value:.5g}" for value in code)
     enough = min(max(equal(data), 1), data["pca"]["count"])
     choices = [
-        ({a, b}, f"Where does {words.names[a]} become {words.names[b]}?", f"from=class{a}&input=class{b}&mix=0.5",
+        ({a, b}, f"Where does {words.names[a]} become {words.names[b]}?",
+         f"from=class{a}&input=class{b}&mix=0.5",
          "Move the slider of the interpolation, or press Play: is it ever neither?"),
         ({twin}, f"What lies between {twins}?", f"from=class{twin}&input=class{twin}.2&mix=0.5",
          "The input mixes the pixels, the output the codes: which of them is still one image?"),

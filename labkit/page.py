@@ -70,6 +70,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
     return fill(Path(__file__).with_name("page.html").read_text("utf-8"), data)
 
 
+@torch.no_grad()
 def round_weights(model):
     """Return a copy of `model` with its weights rounded to 8 bits, and its layers as the page holds them.
 
@@ -84,7 +85,7 @@ def round_weights(model):
 
 
 def round_rows(weight):
-    """Return `weight`, float (rows, columns), as int8 in [-127, 127], and the step of each row, float (rows,).
+    """Return `weight`, float (rows, columns), as int8 in [-127, 127], and the step of each row, (rows,).
 
     A row is its integers times its step.
     """
@@ -112,8 +113,10 @@ def map_axes(codes):
 
 
 def pca(points):
-    """Return the principal components of `points`, (N, dimensions): their mean, (dimensions,), the components,
-    one a row, and their variances, (dimensions,), descending; float64. The largest entry of each is positive.
+    """Return the mean of `points`, (N, dimensions), their principal components and the variances along these.
+
+    The mean is (dimensions,), the components (dimensions, dimensions), one per row, the largest entry of each
+    positive, the variances (dimensions,), descending; all are float64.
     """
     mean = points.double().mean(0)
     covariance = (points - mean).T.cov(correction=0)
