@@ -51,7 +51,7 @@ def explore(lab, args, record, out):
     files.announce(path)
     model, images = lab.model.cpu(), lab.images.cpu()  # some devices have no float64
     importance = metrics.importance(model, model.encode(images), images)
-    text = page.explore_page(model, images, lab.labels.cpu(), importance, lab.dataset, lab.weights)
+    text = page.explore_page(model, images, lab.labels.cpu(), importance, lab.dataset, lab.weights, record)
     files.write(path, text.encode())
     print(f"wrote {path}: open it in any browser, it needs no network")
     if figures.has_display() and not args.no_show:
