@@ -208,8 +208,9 @@ def set_up(args, model, record, device):
     path, units = args.load[0], model.fc2.out_features
     dataset, (images, labels) = data.load(args.dataset or data.trained_on(record), args.data_dir, "test")
     model, images, labels = model.to(device), data.to_float(images.to(device)), labels.to(device)
-    if not model(images).isfinite().all():
-        raise LabError(f"{path} gives outputs that are not finite: train again with a lower --lr")
+    codes = model.encode(images)
+    if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
+        raise LabError(f"{path} gives codes or outputs that are not finite: train again with a lower --lr")
 
     print(f"{dataset}: {len(images):,} test images through {path}, {units} units, on {device}")
     print(figures.small_print(record))

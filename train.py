@@ -153,7 +153,7 @@ def print_summary(model, train_images, test_images, epochs_done, start):
           f"live on the training images; {time.perf_counter() - start:.1f} s")
 
     if live < units:
-        print(f"warning: {units - live} of {units} bottleneck units never fire on the training images: "
+        print(f"warning: {units - live} of {units} bottleneck units are dead, 0 for every training image: "
               f"the code has {live} dimensions", file=sys.stderr)
     mean_image = data.mean_image(train_images).expand_as(test_images)
     if epochs_done and mse > 0.99 * F.mse_loss(mean_image, test_images):

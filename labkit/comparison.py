@@ -14,9 +14,11 @@ from tqdm import tqdm
 from labkit import LabError, UsageError, data, figures, files, metrics
 
 MAX_DRAWN = 12  # networks in comparison.png
-COLUMNS = ("network", "dataset", "units", "live_units", "mse", "psnr_db", "times_pca", "denoised_mse",
-           "neighbour_accuracy", "error")
+COLUMNS = ("network", "dataset", "units", "live_units", "mse", "psnr_db", "pca_mse", "times_pca",
+           "denoised_mse", "neighbour_accuracy", "error")
 HEADER = f"{'network':28}  {'data set':13}  units  live     MSE  PSNR  x PCA  denoised  neighbours"
+EXPLANATION = ("x PCA: the MSE, divided by PCA's with as many numbers; denoised: the MSE for noisy inputs;\n"
+               "neighbours: images whose nearest other code is of the same digit")
 
 
 class TestSet(NamedTuple):
@@ -86,15 +88,15 @@ def compare(paths, load, args, device, out):
             tqdm.write(f"{name}: {failed[name]}")
 
     networks.sort(key=lambda network: network.row["mse"])
-    print(f"\nby MSE\n{HEADER}")
-    for network in networks:
-        print(line(network.row))
-    for name, reason in failed.items():
-        print(f"{name}: {reason}")
-    files.write(written[0], to_csv([network.row for network in networks], failed))
+    rows = [network.row for network in networks]
+    reasons = [f"{name}: {reason}" for name, reason in failed.items()]
+    print("\n".join(["\nby MSE", HEADER, *map(line, rows), *reasons, EXPLANATION]))
+    for path in written:
+        path.unlink(missing_ok=True)  # an older one could show other networks
+    files.write(written[0], to_csv(rows, failed))
     if networks:
         draw_digits(networks, written[1])
-    if len({network.row["units"] for network in networks}) > 1:
+    if len({row["units"] for row in rows}) > 1:
         draw_sizes(networks, written[2])
     print(f"wrote {', '.join(path.name for path in written if path.exists())} to {out}")
     return not failed
@@ -117,9 +119,10 @@ def measure(name, model, test_set):
     if not math.isfinite(mse):
         raise LabError("its outputs are not finite: train it again with a lower --lr")
     units = codes.shape[1]
+    pca_mse = metrics.pca_mse(test_set.variances, units)
     row = {"network": name, "dataset": test_set.name, "units": units,
            "live_units": int((codes > 0).any(0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
-           "times_pca": mse / max(metrics.pca_mse(test_set.variances, units), 1e-12),
+           "pca_mse": pca_mse, "times_pca": mse / max(pca_mse, 1e-12),
            "denoised_mse": metrics.mse(model, test_set.noisy, images).item(),
            "neighbour_accuracy": metrics.neighbour_accuracy(codes, test_set.labels)}
     return Network(row, test_set, model(test_set.digits))

@@ -11,6 +11,7 @@ import gzip
 import math
 import socket
 import sys
+import textwrap
 import zlib
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -129,7 +130,7 @@ def read_or_download(dataset, data_dir, files):
             with redirect_stdout(None):  # on which it tells of each mirror that failed
                 getattr(datasets, FOLDERS[dataset])(data_dir, download=True)
         except Exception as error:  # a download fails in many ways: no torchvision, HTTP, TLS, a full disk
-            reason = " ".join(str(error).split())[:80]
+            reason = textwrap.shorten(str(error), 80, placeholder=" …")
             raise DataError(f"{problem}; {dataset} could not be downloaded either ({reason})") from error
         finally:
             socket.setdefaulttimeout(timeout)

@@ -157,7 +157,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
 
     marker = dict(marker="^", color="tab:red", markersize=5, linestyle="none")
     legend = ("each row moves one unit over the range of 98% of the test images\n"
-              "importance: its share of the error added by holding each unit at its mean")
+              "importance: how much the error rises with the unit held at its mean, as a share of all rises")
     first_axes.legend(handles=[Line2D([], [], label="this image's value", **marker)], loc="center right",
                       title=legend, fontsize=7, title_fontsize=7, frameon=False, handletextpad=0.1)
     for axes, position in zip(unit_axes, positions.tolist()):
@@ -208,7 +208,7 @@ def tiled(images, size=28):
 
 def size_curve(figure, rows, variances):
     """Draw the MSE of each network, in `rows`, over its units, and PCA's from the data sets' `variances`."""
-    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.17, top=0.92)
+    figure.subplots_adjust(left=0.15, right=0.97, bottom=0.17, top=0.92)
     axes = figure.add_subplot(title="Test MSE and size of the code", xlabel="units, or components of PCA",
                               ylabel="MSE over the whole test set", xscale="log", yscale="log")
     largest = max(row["units"] for row in rows)

@@ -1,4 +1,4 @@
-"""The lab's numbers by numpy alone: what the commands should print, store and draw, from a textbook's formulas.
+"""The lab's numbers by numpy alone: what the commands should print, store and draw, by textbook formulas.
 
 What PyTorch draws at random for a seed is taken as data. Images here are (N, 784) in [0, 1], weights a dict.
 """
@@ -41,7 +41,7 @@ def write_sets(folder, sets=SETS):
 def run(folder, main, *args):
     """Call a command's main() in a folder, on the sets in it.
 
-    Return the lines that it printed, runs of spaces as one, and its Figures. They are not written as pictures,
+    Return the lines that it printed, runs of spaces as one, and its Figures. They are not drawn into files,
     which takes long: what is in them can be read from the Figures.
     """
     out, drawn = io.StringIO(), []
@@ -56,7 +56,8 @@ def run(folder, main, *args):
 
 
 def read_weights(path, dtype=np.float64):
-    return {name: tensor.numpy().astype(dtype) for name, tensor in torch.load(path, weights_only=True).items()}
+    weights = torch.load(path, weights_only=True)
+    return {name: tensor.numpy().astype(dtype) for name, tensor in weights.items()}
 
 
 def layer(weights, number, inputs):

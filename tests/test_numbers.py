@@ -71,12 +71,13 @@ def test_a_training(units, init, epochs, batch_size, lr, noise, seed, run):
                                test_losses[epoch - 1])
     assert lines[-2].endswith(f"{seed}.pth, {seed}.ckpt after {epochs} of {epochs} epochs")
     assert lines[-1].rpartition("; ")[0] in rounded(
-        f"test MSE {{:.4f}}, PSNR {{:.1f}} dB; {live} of {units} bottleneck units live on the training images",
-        mse, psnr(mse))
+        f"test MSE {{:.4f}}, PSNR {{:.1f}} dB; {live} of {units} bottleneck units live on the training "
+        "images", mse, psnr(mse))
 
     (axes,) = curve.axes
     for line, y in zip(axes.lines, (losses, test_losses)):
-        assert [*line.get_xdata()] == [*range(1, epochs + 1)] and line.get_ydata() == pytest.approx(y, rel=1e-5)
+        assert [*line.get_xdata()] == [*range(1, epochs + 1)]
+        assert line.get_ydata() == pytest.approx(y, rel=1e-5)
     with_noise = f" with {noise:g} × noise" if noise else ""
     assert [line.get_label() for line in axes.lines] == [
         f"training images{with_noise}, mean over the epoch", "test images"]
@@ -84,12 +85,13 @@ def test_a_training(units, init, epochs, batch_size, lr, noise, seed, run):
         f"Training on not-mnist: test loss {{:.4f}} after epoch {epochs}", test_losses[-1])
     assert curve.texts[-1].get_text() == (
         f"trained on not-mnist, {epochs} epochs, bottleneck {units}, init {init}, seed {seed}, "
-        f"batch size {batch_size}, lr {lr:g}, noise {noise:g}")
+        f"batch size {batch_size}, lr {lr:g}, noise {noise:g}, precision float32")
 
 
 # The experiments, by name: units, which of them are killed, options, and their --noise, --steps and --seed
 CASES = {"dead": (6, [2], [], (0.2, 8, 0)),
-         "one": (1, [], ["-i", "own.png", 5, "worst", "--noise", 0.4, "--steps", 5, "--seed", 7], (0.4, 5, 7)),
+         "one": (1, [], ["-i", "own.png", 5, "worst", "--noise", 0.4, "--steps", 5, "--seed", 7],
+                 (0.4, 5, 7)),
          "two": (2, [], ["-i", 3, 100, "--noise", 0, "--steps", 2], (0, 2, 0)),
          "many": (40, [0], ["-i", "best", "digit=3", 12], (0.2, 8, 0))}
 
@@ -122,7 +124,7 @@ def lab(request, run):
         stored=json.loads((run.folder / name / "metrics.json").read_text()), shown=shown,
         figures=dict(zip(DRAWN, drawn)), outputs=decode(weights, encode(weights, shown)),
         names=["own.png" if row is None else f"{LABELS[row]} (image {row})" for row in rows],
-        normal=by_numpy.noise_for(IMAGES, seed)[[row or 0 for row in rows]],  # own pictures: the first image's
+        normal=by_numpy.noise_for(IMAGES, seed)[[row or 0 for row in rows]],  # own pictures: that of image 0
         expected=by_numpy.expect(weights, small, noise, seed, 900 // units))
 
 
@@ -141,8 +143,8 @@ def require_images(axes, expected):
 
 
 def closer(numbers):
-    return rounded("{:.1%} of the outputs are closer to the clean image than the clipped input, {:.1%} than the "
-                   "unclipped", numbers["closer_than_clipped"], numbers["closer_than_noisy"])
+    return rounded("{:.1%} of the outputs are closer to the clean image than the clipped input, {:.1%} than "
+                   "the unclipped", numbers["closer_than_clipped"], numbers["closer_than_noisy"])
 
 
 def neighbours(lab):
@@ -175,17 +177,19 @@ def test_what_lab1_prints(lab):
     clipping = "clipping alone does better than this network: train.py --noise trains one to denoise"
     expected = [
         {f"not-mnist: 240 test images through {lab.name}.pth, {lab.units} units, on cpu"},
-        {f"trained on not-mnist, 5 epochs, bottleneck {lab.units}, init mean, seed 0, batch size 32, lr 0.001, "
-         "noise 0"},
+        {f"trained on not-mnist, 5 epochs, bottleneck {lab.units}, init mean, seed 0, batch size 32, "
+         "lr 0.001, noise 0, precision float32"},
         mse_line("reconstruction", plain["mse"]), mse_line(f"PCA, {lab.units} components", plain["pca_mse"]),
         {"digit 0 1 2 3 4 5 6 7 8 9"}, row("its MSE", plain["mse_of_each_digit"]),
         *(mse_line("own.png", errors(lab.outputs, lab.shown)[0]) for name in lab.names if name == "own.png"),
         mse_line(f"{lab.noise:g} x noise, clipped", noisy["clipped_mse"]),
-        mse_line("the same, unclipped", noisy["noisy_mse"]), mse_line("denoised", noisy["mse"]), closer(noisy),
+        mse_line("the same, unclipped", noisy["noisy_mse"]), mse_line("denoised", noisy["mse"]),
+        closer(noisy),
         *([{clipping}] if noisy["mse"] > noisy["clipped_mse"] else []),
         {"noise 0.0 0.1 0.2 0.3 0.4 0.5 0.6"}, row("denoised MSE", noisy["mse_at_noise"]),
         {f"{units['live_units']} of {lab.units} units live on the test images"},
-        rounded("the plane that codes.png draws holds {:.1%} of the codes' variance", codes["plane_variance"]),
+        rounded("the plane that codes.png draws holds {:.1%} of the codes' variance",
+                codes["plane_variance"]),
         neighbours(lab), {f"wrote {'.png, '.join(DRAWN)}.png, metrics.json to {lab.name}"}]
     assert len(lab.lines) == len(expected)
     for line, possible in zip(lab.lines, expected):
@@ -196,8 +200,8 @@ def test_the_figure_of_the_reconstructions(lab):
     title, captions = texts(lab, "reconstruction")
     numbers, mse = lab.expected["reconstruction"], errors(lab.outputs, lab.shown)
     assert title in rounded(
-        f"Reconstruction on not-mnist by {lab.name}.pth\ninput | output. MSE over the whole test set: {{:.4f}}, "
-        "PCA's {:.4f}", numbers["mse"], numbers["pca_mse"])
+        f"Reconstruction on not-mnist by {lab.name}.pth\ninput | output. MSE over the whole test set: "
+        "{:.4f}, PCA's {:.4f}", numbers["mse"], numbers["pca_mse"])
     assert len(captions) == len(lab.names)
     for number, axes in enumerate(lab.figures["reconstruction"].axes):
         assert captions[number] in rounded(f"{lab.names[number]}: MSE {{:.4f}}", mse[number])
@@ -214,8 +218,8 @@ def test_the_figure_of_the_denoising(lab):
     assert last in closer(numbers) and len(captions) == len(lab.names)
     noisy = lab.shown + np.float32(lab.noise) * lab.normal
     tiles = noisy.clip(0, 1), noisy, decode(lab.weights, encode(lab.weights, noisy))
-    for name, caption, axes, clean, *three in zip(lab.names, captions, lab.figures["denoising"].axes, lab.shown,
-                                                  *tiles):
+    drawn = lab.figures["denoising"].axes
+    for name, caption, axes, clean, *three in zip(lab.names, captions, drawn, lab.shown, *tiles):
         assert caption in rounded(f"{name}: {{:.4f}} ({{:.4f}}) → {{:.4f}}", *errors(np.stack(three), clean))
         require_images(axes, [clean, three[0], three[2]])
 
@@ -254,8 +258,9 @@ def test_the_figure_of_the_units(lab):
                        low, high, active[unit], importance[unit])
         dead = {f"unit {unit}: DEAD, active on no test image"}
         assert captions[rank] in (dead if unit in lab.dead else live)
-        require_images(axes, decode(lab.weights, [[x if other == unit else code[other]
-                                                   for other in range(lab.units)] for x in np.linspace(low, high, 11)]))
+        moved = np.repeat(code[None], 11, 0)
+        moved[:, unit] = np.linspace(low, high, 11)
+        require_images(axes, decode(lab.weights, moved))
         position = ((code[unit] - low) / max(high - low, 1e-12)).clip(0, 1)
         assert axes.lines[-1].get_xdata() == pytest.approx([14.5 + 300 * position], abs=0.01)
 
@@ -263,8 +268,9 @@ def test_the_figure_of_the_units(lab):
 def test_the_figure_of_the_codes(lab):
     title, _ = texts(lab, "codes")
     first, second = title.split("\n")
-    assert first in rounded(f"Codes of {lab.name}.pth on not-mnist: {{:.1%}} of their variance is in this plane",
-                            lab.expected["codes"]["plane_variance"])
+    share = lab.expected["codes"]["plane_variance"]
+    assert first in rounded(f"Codes of {lab.name}.pth on not-mnist: {{:.1%}} of their variance is in this "
+                            "plane", share)
     assert second in neighbours(lab)
 
     codes, (dots, plane, strip) = encode(lab.weights, IMAGES), lab.figures["codes"].axes
@@ -288,8 +294,8 @@ def test_the_figure_of_the_codes(lab):
     middles = low + (high - low) * (np.arange(15)[:, None] + 0.5) / 15
     grid = np.stack(np.meshgrid(middles[:, 0], middles[::-1, 1]), -1)  # the first row is on top
     squares = plane.images[0].get_array().data.reshape(15, 28, 15, 28).transpose(0, 2, 1, 3)
-    np.testing.assert_allclose(squares.reshape(15, 15, 784), decode(lab.weights, (centre + grid @ axes).clip(0)),
-                               atol=2e-3)
+    decoded = decode(lab.weights, (centre + grid @ axes).clip(0))
+    np.testing.assert_allclose(squares.reshape(15, 15, 784), decoded, atol=2e-3)
 
     squares = strip.images[0].get_array().data.reshape(2, 30, 10, 30)[:, 1:-1, :, 1:-1]
     random, nearest = squares.transpose(0, 2, 1, 3).reshape(2, 10, 784)
@@ -301,8 +307,8 @@ def test_the_figure_of_the_codes(lab):
 
 def test_a_comparison(run):
     for units, seed in ((2, 0), (6, 1), (6, 2)):
-        run(train.main, "-z", units, "--seed", seed, "-e", 2, "-b", 64, "-s", f"nets/{units}-{seed}.pth", "-p",
-            f"nets/{units}-{seed}.png")
+        files = "-s", f"nets/{units}-{seed}.pth", "-p", f"nets/{units}-{seed}.png"
+        run(train.main, "-z", units, "--seed", seed, "-e", 2, "-b", 64, *files)
     lines, (pictures, sizes) = run(lab1.main, "-l", "nets", "--noise", 0.3, "--seed", 2, "--out", "nets")
 
     rows, curve = [], by_numpy.of_images(small)[2][::-1].cumsum()[::-1] / 784
@@ -310,16 +316,16 @@ def test_a_comparison(run):
         plain, noisy, units, codes = by_numpy.expect(read_weights(path), small, 0.3, 2, 1).values()
         rows.append({"network": path.name, "dataset": "not-mnist", "units": units["units"],
                      "live_units": units["live_units"], "mse": plain["mse"], "psnr_db": plain["psnr_db"],
-                     "times_pca": plain["mse"] / plain["pca_mse"], "denoised_mse": noisy["mse"],
-                     "neighbour_accuracy": codes["neighbour_accuracy"]})
+                     "pca_mse": plain["pca_mse"], "times_pca": plain["mse"] / plain["pca_mse"],
+                     "denoised_mse": noisy["mse"], "neighbour_accuracy": codes["neighbour_accuracy"]})
     ranked = sorted(rows, key=lambda row: row["mse"])
     head = "network data set units live MSE PSNR x PCA denoised neighbours"
-    assert [lines[0], *lines[4:7], lines[10]] == [
+    assert [lines[0], *lines[4:7], lines[-1]] == [
         head, "", "by MSE", head, "wrote comparison.csv, comparison.png, sizes.png to nets"]
     for line, row in zip([*lines[1:4], *lines[7:10]], [*rows, *ranked], strict=True):
-        *words, mse, decibel, times, denoised, accuracy = row.values()
-        assert line in rounded(f"{' '.join(map(str, words))} {{:.4f}} {{:.1f}} {{:.2f}} {{:.4f}} {{:.1%}}", mse,
-                               decibel, times, denoised, accuracy)
+        *words, mse, decibel, _, times, denoised, accuracy = row.values()
+        form = f"{' '.join(map(str, words))} {{:.4f}} {{:.1f}} {{:.2f}} {{:.4f}} {{:.1%}}"
+        assert line in rounded(form, mse, decibel, times, denoised, accuracy)
 
     stored = list(csv.DictReader((run.folder / "nets" / "comparison.csv").open()))
     for found, row in zip(stored, ranked, strict=True):

@@ -127,7 +127,7 @@ def test_ctrl_c_during_the_imports_ends_without_a_traceback(script, tmp_path):
 def test_the_reports_start_is_named_when_units_die(folder, capsys):
     train.main([*FAST, "-e", "3", "--init", "report"])
     out, err = capsys.readouterr()
-    dead = re.search(r"warning: (\d) of 8 bottleneck units never fire .* the code has (\d) dimensions", err)
+    dead = re.search(r"warning: (\d) of 8 bottleneck units are dead, .* the code has (\d) dimensions", err)
     assert dead and int(dead[1]) + int(dead[2]) == 8 and f"{dead[2]} of 8 bottleneck units live" in out
 
 
