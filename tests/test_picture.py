@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from labkit import picture
-from labkit.picture import PictureError, prepare, read_picture
+from labkit.picture import PictureError, find_digit, prepare, read_picture
 
 SEVEN = [(0.2, 0.15), (0.8, 0.18), (0.45, 0.55), (0.4, 0.95)]
 
@@ -65,7 +65,7 @@ def test_a_digit_is_20_pixels_high_and_its_mass_in_the_middle(seven):
     {"paper": 1, "ink": 0, "mode": "1"},
 ])
 def test_the_same_strokes_come_out_the_same(seven, tmp_path, options):
-    assert error(read(drawn(**options), tmp_path / "other.png"), seven) < 0.005
+    assert error(read(drawn(**options), tmp_path / "other.png"), seven) < 0.007
 
 
 def test_a_photograph_is_read_in_bad_light(seven, tmp_path):
@@ -139,14 +139,166 @@ def test_a_picture_that_cannot_be_used_is_refused_in_one_line(tmp_path):
         read_picture(tmp_path)
 
 
-def test_lines_too_thin_for_28_pixels_are_named(tmp_path):
-    for width in (2, 60):
+def nearest(image, seven):
+    """Return the error of `image` to the 7, shifted by at most a pixel: the mass decides which."""
+    image = image.view(28, 28)
+    shifts = [image.roll((down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    return min(error(shifted.flatten(), seven) for shifted in shifts)
+
+
+def table_edge(draw):
+    draw.rectangle((0, 0, 25, 280), 60)
+
+
+def table_all_round(draw):
+    for box in ((0, 0, 25, 280), (255, 0, 280, 280), (0, 0, 280, 20), (0, 260, 280, 280)):
+        draw.rectangle(box, 50)
+
+
+def pen_lying_there(draw):
+    draw.line([(240, 280), (270, 90)], 60, 9)
+
+
+def punch_holes(draw):
+    for y in (80, 200):
+        draw.ellipse((8, y, 22, y + 14), 70)
+
+
+def printed_line(draw):
+    draw.text((15, 258), "Name: ________", 60)
+
+
+def dust(draw):
+    for x, y in ((20, 20), (250, 150), (30, 240)):
+        draw.ellipse((x, y, x + 3, y + 3), 60)
+
+
+def ruled(draw):
+    for y in range(15, 280, 62):
+        draw.line([(0, y), (280, y + 3)], 175, 2)
+
+
+@pytest.mark.parametrize("others", [
+    table_edge, table_all_round, pen_lying_there, punch_holes, printed_line, dust, ruled])
+def test_what_else_lies_on_the_page_is_no_part_of_the_digit(seven, tmp_path, others):
+    page = drawn((280, 280), (90, 70), 140, 235, 30)
+    others(ImageDraw.Draw(page))
+    page.save(tmp_path / "page.png")
+    assert nearest(read_picture(tmp_path / "page.png"), seven) < 0.02
+    top, left, bottom, right = find_digit(tmp_path / "page.png").frame
+    strokes = (83, 108, 213, 211)  # of the 7 itself
+    edges = zip((top, left, bottom, right), strokes)
+    assert all(abs(edge - 256 / 280 * stroke) < 12 for edge, stroke in edges)
+
+
+def test_the_frame_lies_in_the_picture_as_it_was_loaded(tmp_path):
+    drawn((1200, 800), (700, 100), 400).save(tmp_path / "my7.png")
+    digit = find_digit(tmp_path / "my7.png")
+    assert digit.image.equal(read_picture(tmp_path / "my7.png")) and digit.image.shape == (784,)
+    assert digit.grey.shape == (171, 256) and 0 <= digit.grey.min() and digit.grey.max() <= 1
+    top, left, bottom, right = digit.frame
+    dark = (digit.grey < 0.5).nonzero()
+    assert (dark >= torch.tensor([top, left])).all() and (dark < torch.tensor([bottom, right])).all()
+    assert bottom - top < 95 and right - left < 75
+
+
+@pytest.mark.parametrize("paper, ink", [(235, 40), (60, 200)])
+def test_a_vignette_does_not_turn_paper_into_ink(seven, tmp_path, paper, ink):
+    y, x = numpy.mgrid[-1:1:280j, -1:1:280j]
+    page = numpy.asarray(drawn((280, 280), (90, 60), 140, paper, ink), float) * (1 - 0.4 * (x**2 + y**2))
+    image = read(Image.fromarray(page.astype("uint8")), tmp_path / "page.png")
+    assert nearest(image, seven) < 0.02
+
+
+def test_a_soft_shadow_leaves_the_digit(seven, tmp_path):
+    y, x = numpy.mgrid[-1:1:280j, -1:1:280j]
+    light = 1 - 0.5 / (1 + numpy.exp(12 * (numpy.hypot(x - 0.3, y + 0.1) - 0.5)))  # a disc
+    grain = numpy.random.default_rng(0).normal(0, 2, light.shape)
+    page = numpy.asarray(drawn((280, 280), (90, 60), 140, 235, 30)) * light + grain
+    image = read(Image.fromarray(page.clip(0, 255).astype("uint8")), tmp_path / "seven.png")
+    assert nearest(image, seven) < 0.02
+
+
+def test_the_strongest_pixel_is_1_however_thin_the_pen(tmp_path):
+    for width in (6, 20, 60):
         drawing = Image.new("L", (1000, 1000), "white")
         ImageDraw.Draw(drawing).line([(200, 200), (800, 200), (400, 900)], fill="black", width=width)
-        drawing.save(tmp_path / f"{width}.png")
-    with pytest.raises(PictureError, match="too thin"):
-        read_picture(tmp_path / "2.png")
-    assert read_picture(tmp_path / "60.png").max() > 0.9
+        assert read(drawing, tmp_path / "thin.png").max() == 1
+
+
+def test_transparency_depth_and_floats_are_read_as_what_they_show(seven, tmp_path):
+    white = drawn(paper=(255, 255, 255, 0), ink=(255, 255, 255, 255), mode="RGBA")
+    floats = Image.fromarray(numpy.asarray(drawn(), "float32") / 255)
+    twelve_bits = Image.fromarray(numpy.asarray(drawn(), "uint16") * 16)
+    assert error(read(white, tmp_path / "white.png"), seven) < 0.005
+    assert error(read(floats, tmp_path / "floats.tif"), seven) < 0.005
+    assert error(read(twelve_bits, tmp_path / "twelve.png"), seven) < 0.005
+    palette = drawn(mode="RGB", paper="white", ink="black").quantize(4)
+    assert error(read(palette, tmp_path / "palette.png"), seven) < 0.005
+
+
+def test_a_prepared_picture_comes_back_as_it_is(seven, tmp_path):
+    image = (seven.view(28, 28) * 255).round().to(torch.uint8)
+    image[image == 0] = 0
+    faint = image.clone()
+    faint[14, 13] = 9  # fainter than any texture of paper
+    for pixels in (image, faint):
+        expected = prepare(pixels.double() / 255)
+        pixels = (expected * 255).round().to(torch.uint8)
+        if not prepare(pixels.double() / 255).equal(pixels.float() / 255):
+            continue
+        for saved in (pixels, 255 - pixels):
+            found = read(Image.fromarray(saved.numpy()), tmp_path / "mnist.png")
+            assert found.equal(pixels.flatten().float() / 255)
+
+
+@pytest.mark.parametrize("digits", [2, 4])
+def test_several_digits_are_counted_and_refused(tmp_path, digits):
+    page = Image.new("L", (60 + 150 * digits, 260), 245)
+    for k in range(digits):
+        page.paste(drawn((150, 200), (15, 10), 150, 245, 20), (30 + 150 * k, 30))
+    with pytest.raises(PictureError, match=f"{digits} parts.*crop"):
+        read(page, tmp_path / "several.png")
+
+
+def test_a_blank_page_is_refused_in_any_light(tmp_path):
+    y, x = numpy.mgrid[0:1:300j, 0:1:400j]
+    grain = numpy.random.default_rng(0).normal(0, 3, x.shape)
+    lines = numpy.where((numpy.arange(300) % 30 < 2)[:, None], 0.6, 1) + 0 * x
+    for name, light in {
+        "plain": 1 + 0 * x, "table": numpy.where(x < 0.1, 0.2, 1),
+        "shadow": numpy.where(x + 0.3 * y > 0.6, 0.5, 1), "ruled": lines,
+        "vignette": 1 - 1.2 * ((x - 0.5) ** 2 + (y - 0.5) ** 2),
+    }.items():
+        Image.fromarray((230 * light + grain).clip(0, 255).astype("uint8")).save(tmp_path / f"{name}.png")
+        with pytest.raises(PictureError):
+            read_picture(tmp_path / f"{name}.png")
+
+
+def test_specks_blots_strips_and_animations_are_refused_for_what_they_are(tmp_path):
+    speck = Image.new("L", (256, 256), 245)
+    ImageDraw.Draw(speck).rectangle((100, 100, 102, 102), 60)
+    blot = Image.new("L", (256, 256), 245)
+    ImageDraw.Draw(blot).ellipse((100, 100, 140, 140), 60)
+    strip = Image.new("L", (2000, 3), 255)
+    strip.paste(0, (0, 0, 1000, 3))
+    dot = Image.new("L", (1, 1))
+    for image, reason in ((speck, "no ink"), (blot, "no ink"), (strip, "narrow"), (dot, "small")):
+        with pytest.raises(PictureError, match=reason):
+            read(image, tmp_path / "nothing.png")
+    drawn().save(tmp_path / "moving.gif", save_all=True, append_images=[drawn(corner=(20, 20))])
+    with pytest.raises(PictureError, match="holds 2 pictures"):
+        read_picture(tmp_path / "moving.gif")
+
+
+@pytest.mark.parametrize("contrast, found", [(0.08, False), (0.13, True)])
+def test_how_faint_ink_may_be(seven, tmp_path, contrast, found):
+    page = drawn(paper=230, ink=round(230 * (1 - contrast)))
+    if found:
+        assert error(read(page, tmp_path / "pale.png"), seven) < 0.01
+    else:
+        with pytest.raises(PictureError, match="no ink"):
+            read(page, tmp_path / "pale.png")
 
 
 def test_the_limit_is_found_before_decoding(tmp_path, monkeypatch):
