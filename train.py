@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from labkit import LabError, UsageError, cli, data, metrics
-from labkit.processes import Processes, Stopped
+from labkit.processes import Processes, Stopped, multiplies_bfloat16
 from labkit.run import Run
 from model import autoencoderMLP4Layer, start_from_mean
 
@@ -84,14 +84,12 @@ def train(args, settings, processes):
     if args.resume and (state := processes.on_rank_0(run.read_checkpoint)):
         run.resume(state)
     processes.on_rank_0(run.prepare_files, args.dataset is None and dataset == "glyphs")
-    if settings.batch_size > len(train_images):
-        print(f"warning: -b {settings.batch_size} holds all images: an epoch is one step", file=sys.stderr)
     print(f"{dataset}: {len(train_images):,} training and {len(test_images):,} test images, on {processes}")
 
-    processes.warn_if_emulated(settings.precision)
+    if processes.rank == 0:
+        warn(settings, train_images)
     network = processes.parallel(model)
-    epochs = range(len(run.history) + 1, settings.epochs + 1)
-    signum = 0
+    epochs, signum = range(len(run.history) + 1, settings.epochs + 1), 0
     with processes.noting_signals() as stop_requested, run.keeping_curve():
         for epoch in tqdm(epochs, unit="epoch", leave=False, disable=processes.no_progress()):
             epoch_start = time.perf_counter()
@@ -115,6 +113,16 @@ def train(args, settings, processes):
         raise Stopped(signum)
     if processes.rank == 0:
         print_summary(model, train_images, test_images, len(run.history), start)
+
+
+def warn(settings, train_images):
+    """Say on stderr what makes the training slow or poor, before it begins."""
+    if settings.batch_size > len(train_images):
+        print(f"warning: -b {settings.batch_size} holds all images: an epoch is one step", file=sys.stderr)
+    device = train_images.device
+    if settings.precision == "bfloat16" and not multiplies_bfloat16(device):
+        print(f"warning: {device} has no bfloat16 arithmetic of its own: it is emulated, which takes longer "
+              "than --precision float32", file=sys.stderr)
 
 
 def build(settings, train_images):

@@ -6,7 +6,6 @@ A run is one process, or several that torchrun starts and tells their ranks in t
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -114,12 +113,6 @@ class Processes:
         if error:
             raise error
         return result
-
-    def warn_if_emulated(self, precision):
-        """Warn, in rank 0 alone, if the device is slower in `precision`, a type's name, than in float32."""
-        if precision == "bfloat16" and self.rank == 0 and not multiplies_bfloat16(self.device):
-            print(f"warning: {self.device} has no bfloat16 arithmetic of its own: it is emulated, which "
-                  "takes longer than --precision float32", file=sys.stderr)
 
     def parallel(self, model):
         """Return `model` as a module whose gradients are the means over the processes."""
