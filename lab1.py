@@ -63,7 +63,7 @@ def reconstruction(lab, figure):
     title = (f"Reconstruction on {lab.dataset} by {lab.weights}\n"
              f"input | output. MSE over the whole test set: {mse:.4f}, PCA's {pca_mse:.4f}")
     captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.shown.names, errors)]
-    figures.image_rows(figure, title, [lab.shown.images, outputs], captions)
+    figures.photo_rows(figure, title, lab.shown.photos, [lab.shown.images, outputs], captions)
     return {"mse": mse, "psnr_db": metrics.psnr(mse), "pca_mse": pca_mse,
             "pca_psnr_db": metrics.psnr(pca_mse), "mse_of_each_digit": of_digits, "mse_of_own_pictures": own}
 

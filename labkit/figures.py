@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
@@ -118,6 +119,23 @@ def image_rows(figure, title, tiles, captions, columns=5, width=None, bottom=BOT
         axes.set_title(caption, fontsize=fontsize, pad=3, parse_math=False)
         axes.axis("off")
     return figure.axes
+
+
+def photo_rows(figure, title, photos, tiles, captions):
+    """Draw image_rows(), and left of each the picture that it was read from, if `photos` has its Digit.
+
+    A frame shows what was taken for the digit.
+    """
+    if not any(photos):
+        return image_rows(figure, title, tiles, captions)
+    blank = torch.ones_like(tiles[0])
+    for axes, photo in zip(image_rows(figure, title, [blank, *tiles], captions), photos):
+        if photo:
+            inset = axes.inset_axes((0, 0, 1 / (len(tiles) + 1), 1))
+            inset.imshow(photo.grey.numpy(), cmap="gray", vmin=0, vmax=1)
+            top, left, bottom, right = photo.frame
+            inset.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="tab:red"))
+            inset.axis("off")
 
 
 def image_column(figure, title, tiles, captions):

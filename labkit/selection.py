@@ -8,18 +8,22 @@ import torch
 
 from labkit import UsageError, figures
 from labkit.metrics import mse_per_image
-from labkit.picture import read_picture
+from labkit.picture import find_digit
 
 MAX_SHOWN = 100  # images in a figure
 PER_WORD = 10  # images for worst, best and digit=7
 
 
 class Shown(NamedTuple):
-    """The chosen images, float32 (n, 784), their names, and the row of each in the test set or None."""
+    """The chosen images, float32 (n, 784), their names, and the row of each in the test set or None.
+
+    `photos` has the Digit of each picture of one's own, and None for a test image.
+    """
 
     images: torch.Tensor
     names: list
     rows: list
+    photos: list
 
 
 def select(words, model, images, labels):
@@ -28,13 +32,14 @@ def select(words, model, images, labels):
     `images` (N, 784) and `labels` (N,) are the test set. Raises UsageError and PictureError.
     """
     errors = mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
-    shown, names, rows = [], [], []
+    shown, names, rows, photos = [], [], [], []
     for item in parse_words(words, labels, errors):
         own = not isinstance(item, int)
-        shown.append(read_picture(item).to(images) if own else images[item])
+        photos.append(find_digit(item) if own else None)
+        shown.append(photos[-1].image.to(images) if own else images[item])
         names.append(figures.label(Path(item).name, 24) if own else test_image_name(labels, item))
         rows.append(None if own else item)
-    return Shown(torch.stack(shown), names, rows)
+    return Shown(torch.stack(shown), names, rows, photos)
 
 
 def parse_words(words, labels, errors):
@@ -74,7 +79,8 @@ def in_pairs(shown, images, labels):
         return shown
     last = len(images) - 1
     name = f"{test_image_name(labels, last)}, added to make a pair"
-    return Shown(torch.cat([shown.images, images[-1:]]), [*shown.names, name], [*shown.rows, last])
+    return Shown(torch.cat([shown.images, images[-1:]]), [*shown.names, name], [*shown.rows, last],
+                 [*shown.photos, None])
 
 
 def test_image_name(labels, index):

@@ -112,7 +112,14 @@ def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, capsys):
     assert captions(interpolation) == [f"my7.png → {three}", f"{last} → {last}, added to make a pair"]
     assert "from my7.png" in bottleneck.get_suptitle()
     for figure in figures:
-        assert images_in(figure.axes[0])[0].equal(read_picture("my7.png"))
+        place = 1 if figure is reconstruction else 0  # behind the picture itself
+        assert images_in(figure.axes[0])[place].equal(read_picture("my7.png"))
+    photo, = reconstruction.axes[0].child_axes
+    frame, = photo.patches
+    assert photo.images and (*frame.get_xy(), frame.get_width(), frame.get_height()) == pytest.approx(
+        (46, 34, 108, 132), abs=9)  # as draw_seven() draws it
+    assert not reconstruction.axes[1].child_axes
+    for figure in figures:
         assert "model.pth" in figure.get_suptitle() and "glyphs" in figure.get_suptitle()
     own = (lab.model(lab.shown.images[0]) - lab.shown.images[0]).square().mean().item()
     assert numbers[0]["mse_of_own_pictures"] == pytest.approx({"my7.png": own}, rel=1e-5)
@@ -124,7 +131,7 @@ def lab(weights):
     """A network with four units, of which number 2 is dead, and three images to show."""
     model, (images, labels) = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
     images = data.to_float(images)
-    shown = selection.Shown(images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1])
+    shown = selection.Shown(images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1], [None] * 3)
     return lab1.Lab(model, "model.pth", "glyphs", images, labels, metrics.normal_like(images, 7),
                     metrics.pca(images), shown, noise=0.1, steps=5, seed=7)
 

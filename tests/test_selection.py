@@ -43,7 +43,7 @@ def test_more_than_100_images_are_refused():
 def test_pictures_and_test_images_come_in_the_order_of_the_words(folder):
     draw_seven("my7.png")
     images = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
-    shown, names, rows = selection.select(["39", "my7.png", "2"], autoencoderMLP4Layer(), images, LABELS)
+    shown, names, rows, _ = selection.select(["39", "my7.png", "2"], autoencoderMLP4Layer(), images, LABELS)
     assert names == ["9 (image 39)", "my7.png", "2 (image 2)"] and rows == [39, None, 2]
     assert shown[[0, 2]].equal(images[[39, 2]]) and shown[1].equal(read_picture("my7.png"))
 
@@ -58,7 +58,7 @@ def test_the_worst_are_those_that_the_network_reconstructs_worst():
 
 def test_an_odd_image_gets_the_last_test_image_as_its_pair_and_the_caption_says_so():
     images = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
-    one = selection.Shown(images[:1], ["my7.png"], [None])
+    one = selection.Shown(images[:1], ["my7.png"], [None], [None])
     two = selection.in_pairs(one, images, LABELS)
     assert two.images.equal(images[[0, 39]]) and two.rows == [None, 39]
     assert two.names == ["my7.png", "9 (image 39), added to make a pair"]
