@@ -60,8 +60,9 @@ def reconstruction(lab, figure):
     own = {name: x for name, x, row in zip(lab.shown.names, errors, lab.shown.rows) if row is None}
     for name in own:
         print_mse(name, own[name])
+    places = "picture | input | output" if any(lab.shown.photos) else "input | output"
     title = (f"Reconstruction on {lab.dataset} by {lab.weights}\n"
-             f"input | output. MSE over the whole test set: {mse:.4f}, PCA's {pca_mse:.4f}")
+             f"{places}. MSE over the whole test set: {mse:.4f}, PCA's {pca_mse:.4f}")
     captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.shown.names, errors)]
     figures.photo_rows(figure, title, lab.shown.photos, [lab.shown.images, outputs], captions)
     return {"mse": mse, "psnr_db": metrics.psnr(mse), "pca_mse": pca_mse,

@@ -199,13 +199,15 @@ def test_what_lab1_prints(lab):
 def test_the_figure_of_the_reconstructions(lab):
     title, captions = texts(lab, "reconstruction")
     numbers, mse = lab.expected["reconstruction"], errors(lab.outputs, lab.shown)
+    photos = "own.png" in lab.names  # beside their own pictures
+    places = "picture | input | output" if photos else "input | output"
     assert title in rounded(
-        f"Reconstruction on not-mnist by {lab.name}.pth\ninput | output. MSE over the whole test set: "
+        f"Reconstruction on not-mnist by {lab.name}.pth\n{places}. MSE over the whole test set: "
         "{:.4f}, PCA's {:.4f}", numbers["mse"], numbers["pca_mse"])
     assert len(captions) == len(lab.names)
     for number, axes in enumerate(lab.figures["reconstruction"].axes):
         assert captions[number] in rounded(f"{lab.names[number]}: MSE {{:.4f}}", mse[number])
-        require_images(axes, [lab.shown[number], lab.outputs[number]])
+        require_images(axes, [*[np.ones(784)] * photos, lab.shown[number], lab.outputs[number]])
 
 
 def test_the_figure_of_the_denoising(lab):
