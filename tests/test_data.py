@@ -156,6 +156,7 @@ WRONG = {
     "no images": (TEST_IMAGES, zeros(0, 28, 28), "is damaged"),
     "16 bits per pixel": (TEST_LABELS, b"\0\0\x0b\x01" + TEN + bytes(20), "is damaged"),
     "one byte missing": (TEST_LABELS, b"\0\0\x08\x01" + TEN + bytes(9), "is damaged"),
+    "one byte too many": (TEST_LABELS, b"\0\0\x08\x01" + TEN + bytes(11), "is damaged"),
     "half a header": (TEST_LABELS, b"\0\0\x08\x01", "is damaged"),
     "nothing": (TEST_LABELS, b"", "is damaged"),
 }

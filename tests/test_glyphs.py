@@ -31,7 +31,7 @@ def test_glyphs_are_the_same_every_time_and_look_like_mnist():
     assert train.images.equal(images.flatten(1)) and train.labels.equal(labels)
     assert train.images.shape == (1000, 784) and test.images.shape == (300, 784)
     assert train.images.dtype == torch.uint8
-    assert not train.images[:300].equal(test.images)
+    assert not train.images[:300].equal(test.images) and not train.labels[:300].equal(test.labels)
     assert train.labels.unique().tolist() == list(range(10))
     assert 0.08 < data.to_float(train.images).mean() < 0.18  # MNIST: 0.13
     corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]

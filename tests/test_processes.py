@@ -11,7 +11,7 @@ from conftest import FAST, ROOT, SMALL, at_epoch, history, same_weights, with_si
 
 import train
 from labkit import LabError, UsageError, data, processes
-from model import load
+from model import autoencoderMLP4Layer, load
 
 TWO = ("train.py", *FAST, "-b", "254")
 KEEP_NOISE = """
@@ -127,6 +127,20 @@ def test_one_process_calls_a_function_as_it_is():
         assert alone.on_rank_0(max, 1, 2) == 2 and alone.mean(torch.tensor(3.0), 5) == 3
         with pytest.raises(LabError, match="a mistake"):
             alone.on_rank_0(fail)
+
+
+def test_processes_evaluate_the_whole_test_set_where_it_does_not_divide_evenly(monkeypatch):
+    images = data.to_float(data.load("glyphs", None, "test")[1].images[:7])
+    model, sums = autoencoderMLP4Layer(), []
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda mine: sums.append(mine.clone()))
+    for rank in range(3):
+        this = processes.Processes("cpu")
+        this.rank, this.world_size = rank, 3
+        train.evaluate(model, images, this)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda mine: mine.copy_(sum(sums)))
+    expected = (model(images) - images).square().mean().item()
+    assert train.evaluate(model, images, this) == pytest.approx(expected, rel=1e-5)
+    assert [count.item() for _, count in sums] == [3, 2, 2]
 
 
 @torch.inference_mode()
