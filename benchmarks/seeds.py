@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +38,7 @@ STARTS = {"report": "PyTorch's", "mean": "this project's"}
 def train_once(run, data_dir):
     """Train with the options `run` in this process, with one thread; return their RESULT."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
         weights = f"{folder}/model.pth"
         train.main([*(f"--{name}={value}" for name, value in run.items()),
                     "-s", weights, "-p", f"{folder}/loss.png", "--data-dir", str(data_dir)])

@@ -4,14 +4,16 @@
     python benchmarks/speed.py --grow batch-size  # how time grows: or images, bottleneck, threads, processes
     python benchmarks/speed.py --start            # what the two commands do before their work
 
-Whatever is compared takes turns, since machines are noisy: numbers are medians over the rounds. Tables are
-Markdown.
+Whatever is compared takes turns, since machines are noisy: numbers are medians over the rounds. On a machine
+with other work, OMP_NUM_THREADS=1 gives CPU time, in which that work hardly shows. Tables are Markdown.
 """
 
 import argparse
 import csv
+import os
 import platform
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from labkit import cli, data, metrics
 ROOT = Path(__file__).parent.parent
 PRECISIONS = ("float32", "bfloat16")
 FLOP_PER_IMAGE = 6 * 2 * (784 * 392 + 392 * 8) - 2 * 784 * 392  # 2 per weight forward, 4 backward but in fc1
+CPU_TIME = os.environ.get("OMP_NUM_THREADS") == "1"  # of several threads it would be the sum
 PEAK_SIZE = 4096  # of square matrices, large enough that their product computes from registers and cache
 GROWTH = {"images": (6_000, 60_000, 600_000), "bottleneck": (2, 8, 32, 128, 784),
           "batch-size": (64, 256, 1024, 2048, 4096, 16_384), "threads": (1, 2), "processes": (1, 2)}
@@ -118,11 +121,18 @@ def ours(images, precision, test_images=None, threads=None, **settings):
 
 def seconds(function):
     """Return how long a call takes, up to the moment when a GPU, too, is done."""
-    start = time.perf_counter()
+    clock = cpu_time if CPU_TIME else time.perf_counter
+    start = clock()
     function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def cpu_time():
+    """Return the CPU time of this process and of those that it started and that have ended, in seconds."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def medians(functions, rounds):
@@ -237,8 +247,8 @@ def main():
     args = parser.parse_args()
     cli.require_range("--rounds", args.rounds, 1, 1000)
     torch.set_flush_denormal(True)  # as train.py does
-    print(f"{args.device}, {torch.get_num_threads()} threads of {platform.machine()}, "
-          f"PyTorch {torch.__version__}, Python {platform.python_version()}")
+    print(f"{'CPU' if CPU_TIME else 'wall'} time, {args.device}, {torch.get_num_threads()} threads of "
+          f"{platform.machine()}, PyTorch {torch.__version__}, Python {platform.python_version()}")
 
     name, *sets = data.load(args.dataset, args.data_dir, "train", "test")
     images, test_images = (images.to(args.device) for images, _ in sets)
