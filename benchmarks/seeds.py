@@ -93,7 +93,7 @@ def print_table(rows, images):
               "dead units", "test MSE: mean", "best", "worst", "PCA's", "denoised", "first epoch's loss",
               f"epochs to {REPORT:.4f}")
     print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    kinds, variances = {}, metrics.pca_variances(images)
+    kinds, variances = {}, metrics.pca(images)[2]
     for row in sorted(rows, key=lambda row: int(row["bottleneck"])):
         kinds.setdefault(tuple(row[name] for name in RUN[1:-1]), []).append(row)
 
