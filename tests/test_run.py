@@ -8,7 +8,7 @@ import torch
 from conftest import FAST
 
 import train
-from labkit import LabError, checkpoint, run
+from labkit import LabError, UsageError, checkpoint, run
 
 NAN = float("nan")
 
@@ -176,6 +176,19 @@ def test_only_the_same_command_on_the_same_images_resumes(changes, words, good):
     with pytest.raises(LabError, match=words):
         resume(good, **changes)
     assert {path: path.read_bytes() for path in good.iterdir()} == before
+
+
+OTHER = {"bottleneck": 3, "init": "report", "seed": 1, "batch_size": 2, "lr": 0.1, "noise": 0.1,
+         "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_setting_but_the_epochs_must_be_the_same(name, good):
+    assert {*OTHER, "epochs"} == set(vars(train.Settings()))
+    with pytest.raises(UsageError, match=f"was made with {name} .*, not {OTHER[name]}"):
+        new = new_run(good)
+        new.settings = new.settings | {name: OTHER[name]}
+        new.read_checkpoint()
 
 
 def entries(value, path=()):

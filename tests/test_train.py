@@ -298,7 +298,8 @@ MISTAKES = [
     (["--seed", "-1"], "--seed -1: must be between 0 and ", 2),
     (["--device", "abacus"], "--device abacus is unavailable (0 CUDA GPUs were found): use cpu", 2),
     (["--dataset", "imagenet"], "invalid choice: 'imagenet'", 2),
-    (["–z", "3"], "–z begins with a long dash, which looks like a minus sign: type - or --", 2),
+    *((f"{dash}z 3".split(), f"{dash}z begins with a long dash, which looks like a minus sign", 2)
+      for dash in "‒–—−"),
     (["-epochs", "3"], "-epochs: type --epochs, with two dashes", 2),
     (["resume"], "unrecognized arguments: resume: type --resume", 2),
     (["--epoch-count", "3"], "unrecognized arguments: --epoch-count", 2),
