@@ -99,6 +99,7 @@ def test_noise_is_the_same_for_the_same_seed():
 @torch.inference_mode()
 def test_importance_is_what_holding_a_unit_costs_and_sums_to_1(decodings, count, model, images, monkeypatch):
     monkeypatch.setattr(metrics, "IMPORTANCE_DECODINGS", decodings)  # 400 for 4 units: 100 images
+    model.fc3.weight.mul_(20)  # so that the rises are far above the rounding of the MSE
     codes = model.encode(images)
     importance = metrics.importance(model, codes, images)
     assert importance.sum() == pytest.approx(1) and importance[2] == 0
@@ -111,7 +112,7 @@ def test_importance_is_what_holding_a_unit_costs_and_sums_to_1(decodings, count,
         rise = (model.decode(held) - images).square().mean() - (model.decode(codes) - images).square().mean()
         rises.append(max(0, rise.item()))
     expected = torch.tensor(rises) / sum(rises)
-    torch.testing.assert_close(importance[[0, 1, 3]], expected, rtol=0, atol=0.005)
+    torch.testing.assert_close(importance[[0, 1, 3]], expected, rtol=0, atol=0.002)
 
 
 @torch.inference_mode()
