@@ -76,7 +76,6 @@ def train(args, settings, processes):
     start = time.perf_counter()
     dataset, *sets = processes.on_rank_0(data.load, args.dataset, args.data_dir, "train", "test")
     train_images, test_images = (images.to(processes.device) for images, _ in sets)
-    test_images = data.to_float(test_images)
     model, optimizer, scheduler = build(settings, train_images)
     run = Run(model, optimizer, scheduler, dataclasses.asdict(settings), dataset, data.checksum(train_images),
               args.save or Path("outputs", dataset, "model.pth"),
@@ -86,9 +85,8 @@ def train(args, settings, processes):
     processes.on_rank_0(run.prepare_files, args.dataset is None and dataset == "glyphs")
     print(f"{dataset}: {len(train_images):,} training and {len(test_images):,} test images, on {processes}")
 
-    if processes.rank == 0:
-        warn(settings, train_images)
-    network = processes.parallel(model)
+    processes.on_rank_0(warn, settings, train_images)
+    network, test_images = processes.parallel(model), data.to_float(test_images)
     epochs, signum = range(len(run.history) + 1, settings.epochs + 1), 0
     with processes.noting_signals() as stop_requested, run.keeping_curve():
         for epoch in tqdm(epochs, unit="epoch", leave=False, disable=processes.no_progress()):
