@@ -75,7 +75,9 @@ def test_files_folders_and_wildcards_are_found(folder):
         comparison.find([Path("empty")])
 
 
-def test_networks_of_one_size_have_no_size_curve(folder):
+def test_networks_of_one_size_have_no_size_curve_and_keep_none_of_others(folder):
+    (folder / "out").mkdir()
+    (folder / "out/sizes.png").write_text("of other networks")
     for seed in range(2):
         save(f"nets/{seed}.pth", seed=seed)
     with pytest.raises(SystemExit) as end:
