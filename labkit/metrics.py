@@ -41,12 +41,15 @@ def activity(model, batches):
 def pca(vectors):
     """Return the mean (n,), the principal components (n, n) and their variances (n,) of `vectors`, (N, n).
 
-    Each row of the components is one; the variances descend.
+    Each row of the components is one, its largest entry positive, which solvers leave open; the variances
+    descend.
     """
     mean = vectors.mean(0)
     covariance = vectors.T.cov(correction=0).reshape(len(mean), -1).cpu().double()  # of one number a scalar
     variances, components = torch.linalg.eigh(covariance)
-    return mean, components.flip(1).T.to(vectors), variances.flip(0).clamp(min=0).to(vectors)
+    components = components.flip(1).T
+    signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+    return mean, (components * signs).to(vectors), variances.flip(0).clamp(min=0).to(vectors)
 
 
 def pca_mse(variances, components):

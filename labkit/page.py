@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from labkit import LabError, lesson
+from labkit import LabError, lesson, metrics
 from labkit.metrics import mse_per_image
 
 MAX_UNITS = 64
@@ -42,8 +42,8 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
     codes = rounded.encode(images)
     errors = mse_per_image(rounded.decode(codes), images)
     chosen, worst = choose(labels, errors)
-    centre, axes, variance = map_axes(codes)
-    mean, components, variances = pca(images)
+    centre, axes, variance = metrics.plane(codes.double())
+    mean, components, variances = metrics.pca(images.double())
     data = {
         "dataset": dataset,
         "weights": weights_name,
@@ -62,7 +62,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
         "codes": pack(codes[chosen]),
         "map": {"centre": centre.tolist(), "axes": axes.tolist(), "variance": variance},
         "pca": {"count": MAX_COMPONENTS, **pack_layer(*round_rows(components[:MAX_COMPONENTS]), mean)},
-        "pcaErrors": [round(error, 6) for error in pca_errors(variances)],
+        "pcaErrors": [round(metrics.pca_mse(variances, count), 6) for count in range(len(variances) + 1)],
     }
     words = lesson.words(dataset)
     data |= {"thing": words.a, "names": words.names, "texts": lesson.texts(words, data),
@@ -98,41 +98,6 @@ def choose(labels, errors):
     worst = errors.argsort(descending=True)[:WORST].tolist()
     first = [(labels == label).nonzero()[:PER_CLASS, 0].tolist() for label in range(10)]
     return sorted(set(worst).union(*first)), worst
-
-
-def map_axes(codes):
-    """Return the centre of `codes`, (N, units), two axes, (2, units), and their fraction of the variance.
-
-    The axes are the first two principal components; one or two units are axes themselves.
-    """
-    units = codes.shape[1]
-    if units <= 2:
-        return torch.zeros(units), torch.eye(2, units), 1.0
-    centre, components, variances = pca(codes)
-    return centre, components[:2], (variances[:2].sum() / variances.sum().clamp(min=1e-12)).item()
-
-
-def pca(points):
-    """Return the mean of `points`, (N, dimensions), their principal components and the variances along these.
-
-    The mean is (dimensions,), the components (dimensions, dimensions), one per row, the largest entry of each
-    positive, the variances (dimensions,), descending; all are float64.
-    """
-    mean = points.double().mean(0)
-    covariance = (points - mean).T.cov(correction=0)
-    variances, directions = torch.linalg.eigh(covariance)  # ascending, a direction a column
-    components = directions.T.flip(0)
-    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
-    return mean, components * largest.sign(), variances.flip(0).clamp(min=0)
-
-
-def pca_errors(variances):
-    """Return the MSE per pixel of PCA with 0, 1, … len(variances) components, a list.
-
-    It is the variance that the components leave out.
-    """
-    left_out = variances.sum() - variances.cumsum(0)
-    return [variances.mean().item(), *(left_out.clamp(min=0) / len(variances)).tolist()]
 
 
 def pack_layer(integers, steps, bias):

@@ -52,6 +52,8 @@ def test_pca_is_the_best_linear_code():
     torch.testing.assert_close(mean, images.mean(0))
     torch.testing.assert_close((components @ v.T).abs(), torch.eye(30), atol=0.01, rtol=0)
     torch.testing.assert_close(variances, s.square() / 200, rtol=1e-4, atol=1e-6)
+    largest = components.gather(1, components.abs().argmax(1, keepdim=True))
+    assert (largest > 0).all()  # not left to the solver
 
 
 def test_the_nearest_is_the_nearest_other_one():

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from labkit import page
+from labkit import metrics, page
 from labkit.picture import prepare
 from model import autoencoderMLP4Layer
 
@@ -191,7 +191,7 @@ def contrast(a, b):
 @pytest.mark.parametrize("units", [1, 2, 8, 64])
 def test_codes_outputs_and_pca_are_pytorchs(visit, units):
     driver, model = visit(units=units), network(units)
-    mean, components, _ = page.pca(IMAGES)
+    mean, components, _ = metrics.pca(IMAGES.double())
     integers, steps = page.round_rows(components[:page.MAX_COMPONENTS])
     components = integers * steps[:, None]
     for index in (1, 47):
