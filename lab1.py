@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 import torch
 
-from labkit import LabError, cli, comparison, data, figures, metrics, results, selection
+from labkit import LabError, cli, comparison, data, figures, metrics, results, testset
 from labkit.processes import choose_device
 from model import load
 
@@ -26,16 +26,16 @@ MAX_UNITS_DRAWN = 29  # with the input 10 rows of 3
 
 
 class Lab(NamedTuple):
-    """What every experiment gets. Images are float32 (N, 784) in [0, 1]."""
+    """What every experiment gets: among it the whole test set, as in a TestSet."""
 
     model: torch.nn.Module
     weights: str  # their file, as figures show it
-    dataset: str  # its name
-    images: torch.Tensor  # the whole test set
-    labels: torch.Tensor  # int64 (N,)
-    normal: torch.Tensor  # N(0, 1) for every pixel of `images`
-    pca: tuple  # mean, components and variances of `images`
-    shown: selection.Shown  # the images to draw
+    dataset: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    normal: torch.Tensor
+    pca: tuple
+    shown: testset.Shown  # the images to draw
     noise: float  # of step 5
     steps: int  # of step 6
     seed: int  # of random codes
@@ -112,7 +112,7 @@ def errors_with_noise(lab, images, normal):
 
 def interpolation(lab, figure):
     """Step 6: draw start | images decoded on the line between the two codes | end, for pairs of images."""
-    shown = selection.in_pairs(lab.shown, lab.images, lab.labels)
+    shown = testset.in_pairs(lab.shown, lab.images, lab.labels)
     start, end = shown.images[::2], shown.images[1::2]
     t = torch.linspace(0, 1, lab.steps, device=start.device)[:, None, None]
     decoded = lab.model.decode(torch.lerp(lab.model.encode(start), lab.model.encode(end), t))
@@ -206,19 +206,17 @@ def print_row(what, values, form=""):
 
 def set_up(args, model, record, device):
     """Return the Lab of a network that the options `args` describe. Raises LabError, OSError."""
-    path, units = args.load[0], model.fc2.out_features
-    dataset, (images, labels) = data.load(args.dataset or data.trained_on(record), args.data_dir, "test")
-    model, images, labels = model.to(device), data.to_float(images.to(device)), labels.to(device)
-    codes = model.encode(images)
+    path = args.load[0]
+    test = testset.load(args.dataset or data.trained_on(record), args.data_dir, args.seed, device)
+    codes = model.to(device).encode(test.images)
     if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
         raise LabError(f"{path} gives codes or outputs that are not finite: train again with a lower --lr")
 
-    print(f"{dataset}: {len(images):,} test images through {path}, {units} units, on {device}")
+    print(f"{test.dataset}: {len(codes):,} test images through {path}, {codes.shape[1]} units, on {device}")
     print(figures.small_print(record))
     weights = figures.label(str(Path(*path.parts[-2:])), 60)
-    shown = selection.select(args.index, model, images, labels)
-    return Lab(model, weights, dataset, images, labels, metrics.normal_like(images, args.seed),
-               metrics.pca(images), shown, args.noise, args.steps, args.seed)
+    shown = testset.select(args.index, model, test)
+    return Lab(model, weights, *test, shown, args.noise, args.steps, args.seed)
 
 
 def parse(argv):

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from labkit import LabError, UsageError, data, figures, files, metrics
+from labkit import LabError, UsageError, data, figures, files, metrics, testset
 
 MAX_DRAWN = 12  # networks in comparison.png
 COLUMNS = ("network", "dataset", "units", "live_units", "mse", "psnr_db", "pca_mse", "times_pca",
@@ -21,22 +21,11 @@ EXPLANATION = ("x PCA: the MSE, divided by PCA's with as many numbers; denoised:
                "neighbours: images whose nearest other code is of the same digit")
 
 
-class TestSet(NamedTuple):
-    """What all networks of a data set are measured on. Images are float32 (N, 784) in [0, 1]."""
-
-    name: str
-    images: torch.Tensor
-    labels: torch.Tensor  # int64 (N,)
-    noisy: torch.Tensor  # the images with noise
-    variances: torch.Tensor  # of their principal components
-    digits: torch.Tensor  # the first image of each label
-
-
 class Network(NamedTuple):
     """A network that was measured, and what it makes of the digits of its test set."""
 
     row: dict  # of COLUMNS
-    test_set: TestSet
+    test: testset.TestSet
     outputs: torch.Tensor
 
 
@@ -80,8 +69,8 @@ def compare(paths, load, args, device, out):
             model, record = load(path)
             dataset = args.dataset or data.trained_on(record)
             if dataset not in test_sets:
-                test_sets[dataset] = load_test_set(dataset, args, device)
-            networks.append(measure(name, model.to(device), test_sets[dataset]))
+                test_sets[dataset] = testset.load(dataset, args.data_dir, args.seed, device)
+            networks.append(measure(name, model.to(device), test_sets[dataset], args.noise))
             tqdm.write(line(networks[-1].row))
         except (LabError, OSError) as error:
             failed[name] = " ".join(str(error).split())
@@ -102,30 +91,20 @@ def compare(paths, load, args, device, out):
     return not failed
 
 
-def load_test_set(dataset, args, device):
-    """Return the TestSet of a data set, of MNIST if `dataset` is None. Raises LabError, OSError."""
-    name, (images, labels) = data.load(dataset, args.data_dir, "test")
-    images, labels = data.to_float(images.to(device)), labels.to(device)
-    noisy = images + args.noise * metrics.normal_like(images, args.seed)
-    digits = images[[(labels == digit).nonzero()[0].item() for digit in labels.unique()]]
-    return TestSet(name, images, labels, noisy, metrics.pca(images)[2], digits)
-
-
-def measure(name, model, test_set):
+def measure(name, model, test, noise):
     """Return the Network of a model called `name`. Raises LabError if its numbers are not finite."""
-    images = test_set.images
-    codes = model.encode(images)
-    mse = metrics.mse(model, images, images).item()
+    codes = model.encode(test.images)
+    mse = metrics.mse(model, test.images, test.images).item()
     if not math.isfinite(mse):
         raise LabError("its outputs are not finite: train it again with a lower --lr")
     units = codes.shape[1]
-    pca_mse = metrics.pca_mse(test_set.variances, units)
-    row = {"network": name, "dataset": test_set.name, "units": units,
+    pca_mse = metrics.pca_mse(test.pca[2], units)
+    denoised_mse = metrics.mse(model, test.images + noise * test.normal, test.images)
+    row = {"network": name, "dataset": test.dataset, "units": units,
            "live_units": int((codes > 0).any(0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
-           "pca_mse": pca_mse, "times_pca": mse / max(pca_mse, 1e-12),
-           "denoised_mse": metrics.mse(model, test_set.noisy, images).item(),
-           "neighbour_accuracy": metrics.neighbour_accuracy(codes, test_set.labels)}
-    return Network(row, test_set, model(test_set.digits))
+           "pca_mse": pca_mse, "times_pca": mse / max(pca_mse, 1e-12), "denoised_mse": denoised_mse.item(),
+           "neighbour_accuracy": metrics.neighbour_accuracy(codes, test.labels)}
+    return Network(row, test, model(test.images[testset.first_of_each(test.labels)]))
 
 
 def line(row):
@@ -147,31 +126,31 @@ def to_csv(rows, failed):
 
 def draw_digits(networks, path):
     """Draw the same ten digits by the best networks, `networks` in the order of their MSE, into a file."""
-    test_set = networks[0].test_set
-    comparable = [network for network in networks if network.test_set.name == test_set.name]
-    drawn = comparable[:MAX_DRAWN]
+    test = networks[0].test
+    drawn = [network for network in networks if network.test.dataset == test.dataset][:MAX_DRAWN]
     captions = [f"{figures.label(network.row['network'], 60)}: MSE {network.row['mse']:.4f}"
                 for network in drawn]
-    title = f"The same images of {test_set.name} by each network, the lowest MSE first"
+    title = f"The same images of {test.dataset} by each network, the lowest MSE first"
     if len(networks) > len(drawn):
         title += f" ({len(networks) - len(drawn)} more are not drawn)"
     figure = Figure()
-    rows = torch.stack([test_set.digits, *(network.outputs for network in drawn)])
+    digits = test.images[testset.first_of_each(test.labels)]
+    rows = torch.stack([digits, *(network.outputs for network in drawn)])
     figures.image_column(figure, title, rows.unbind(1), ["test images", *captions])
-    figures.sign(figure, small_print(test_set))
+    figures.sign(figure, small_print(test))
     files.write(path, figures.to_bytes(figure))
 
 
 def draw_sizes(networks, path):
     """Draw the MSE of each network over its number of units, and PCA's, into a file."""
     figure = Figure((7, 4.5))
+    tests = {network.test.dataset: network.test for network in networks}
     figures.size_curve(figure, [network.row for network in networks],
-                       {network.test_set.name: network.test_set.variances for network in networks})
-    test_sets = {network.test_set.name: network.test_set for network in networks}.values()
-    figures.sign(figure, "; ".join(map(small_print, test_sets)))
+                       {name: test.pca[2] for name, test in tests.items()})
+    figures.sign(figure, "; ".join(map(small_print, tests.values())))
     files.write(path, figures.to_bytes(figure))
 
 
-def small_print(test_set):
+def small_print(test):
     """Return on what networks were measured, in words."""
-    return f"measured on the {len(test_set.images):,} test images of {test_set.name}"
+    return f"measured on the {len(test.images):,} test images of {test.dataset}"

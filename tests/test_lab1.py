@@ -8,7 +8,7 @@ from conftest import Report, draw_seven
 from matplotlib.figure import Figure
 
 import lab1
-from labkit import data, metrics, results, selection
+from labkit import metrics, results, testset
 from labkit.picture import read_picture
 from model import load
 
@@ -129,11 +129,9 @@ def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, capsys):
 @pytest.fixture
 def lab(weights):
     """A network with four units, of which number 2 is dead, and three images to show."""
-    model, (images, labels) = weights(4, dead=[2]), data.load("glyphs", None, "test")[1]
-    images = data.to_float(images)
-    shown = selection.Shown(images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1], [None] * 3)
-    return lab1.Lab(model, "model.pth", "glyphs", images, labels, metrics.normal_like(images, 7),
-                    metrics.pca(images), shown, noise=0.1, steps=5, seed=7)
+    test = testset.load("glyphs", None, 7, torch.device("cpu"))
+    shown = testset.Shown(test.images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1], [None] * 3)
+    return lab1.Lab(weights(4, dead=[2]), "model.pth", *test, shown, noise=0.1, steps=5, seed=7)
 
 
 @torch.inference_mode()

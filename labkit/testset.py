@@ -1,4 +1,4 @@
-"""The images that lab1.py shows: what the words of -i choose."""
+"""The test set: what networks are measured on, and the images of it that figures show."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,21 @@ from typing import NamedTuple
 
 import torch
 
-from labkit import UsageError, figures
-from labkit.metrics import mse_per_image
+from labkit import UsageError, data, figures, metrics
 from labkit.picture import find_digit
 
 MAX_SHOWN = 100  # images in a figure
 PER_WORD = 10  # images for worst, best and digit=7
+
+
+class TestSet(NamedTuple):
+    """A whole test set. Images are float32 (N, 784) in [0, 1]."""
+
+    dataset: str  # its name
+    images: torch.Tensor
+    labels: torch.Tensor  # int64 (N,)
+    normal: torch.Tensor  # N(0, 1) for every pixel of the images
+    pca: tuple  # mean, components and variances of the images
 
 
 class Shown(NamedTuple):
@@ -26,12 +35,23 @@ class Shown(NamedTuple):
     photos: list
 
 
-def select(words, model, images, labels):
-    """Return the images that `words`, the arguments of -i, choose, as Shown.
+def load(dataset, data_dir, seed, device):
+    """Return the TestSet of data.load(`dataset`, `data_dir`) on `device`; `seed` is the noise's.
 
-    `images` (N, 784) and `labels` (N,) are the test set. Raises UsageError and PictureError.
+    Raises DataError, OSError.
     """
-    errors = mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
+    name, (images, labels) = data.load(dataset, data_dir, "test")
+    images = data.to_float(images.to(device))
+    return TestSet(name, images, labels.to(device), metrics.normal_like(images, seed), metrics.pca(images))
+
+
+def select(words, model, test):
+    """Return the images of the TestSet `test` that `words`, the arguments of -i, choose, as Shown.
+
+    Raises UsageError and PictureError.
+    """
+    images, labels = test.images, test.labels
+    errors = metrics.mse_per_image(model(images), images) if {"worst", "best"} & {*words} else None
     shown, names, rows, photos = [], [], [], []
     for item in parse_words(words, labels, errors):
         own = not isinstance(item, int)
@@ -49,7 +69,7 @@ def parse_words(words, labels, errors):
     "worst" and "best" alone. Raises UsageError.
     """
     if not words:
-        return [(labels == digit).nonzero()[0].item() for digit in labels.unique()]
+        return first_of_each(labels)
 
     chosen = []
     for word in words:
@@ -71,6 +91,11 @@ def parse_words(words, labels, errors):
     if len(chosen) > MAX_SHOWN:
         raise UsageError(f"-i chooses {len(chosen)} images: a figure shows at most {MAX_SHOWN}")
     return chosen
+
+
+def first_of_each(labels):
+    """Return the index of the first image of every digit there is."""
+    return [(labels == digit).nonzero()[0].item() for digit in labels.unique()]
 
 
 def in_pairs(shown, images, labels):
