@@ -23,6 +23,8 @@ LEAST_SIDE = 8  # pixels of the reduced picture; a narrower strip shows no digit
 LEAST_CONTRAST = 0.1  # of the strongest ink to its paper: a hard pencil has 0.15, the texture of a table 0.08
 LEAST_SIGNAL = 6  # the strongest ink in units of the grain, which by itself reaches 4
 LEAST_EDGE = 0.05  # the step of grey at the strokes' outline: a hard pencil's is 0.06, a soft shadow's 0.04
+SHADOW = 0.4  # of its darkness, within 3 pixels of its outline; a hand's shadow has 0.3, a blurred digit 0.5
+PAD = 0.8  # of its box, which a window on a screen fills; a marker's digit fills 0.6
 BLOT, PEN, RULED = 3.5, 12, 30  # sizes in widths of a stroke: a blot has 3, thin pens 12, squared paper 50
 WIDEST = 3  # times a digit's height; a wider part is a line
 LEVELS = (0.2, 0.35, 0.5, 0.65)  # of the strongest ink: a faint second stroke has 0.3, rules up to 0.6
@@ -198,17 +200,21 @@ def likeness(grey, strength, digit, frame, free):
     `grey` is negative for light ink. `free` says that the digit is away from the picture's border.
     """
     top, left, bottom, right = frame
-    size = max(bottom - top, right - left)
+    height, width, area = bottom - top, right - left, digit.sum().item()
+    size = max(height, width)
     outline = digit & grown(~digit, 1)
-    slender = size * outline.sum().item() / (2 * digit.sum().item())
-    if right - left > WIDEST * (bottom - top) or slender < BLOT or not free and slender > RULED:
+    slender = size * outline.sum().item() / (2 * area)
+    sharpness = (span(strength)[outline].mean() / strength[digit].mean()).item()
+    if width > WIDEST * height or slender < BLOT or area > PAD * height * width and 2 * width > height:
+        return 0
+    if not free and (slender > RULED or sharpness < SHADOW):
         return 0
 
     reach = size // 2
     around = slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach)
     ink, page = grey[digit].median(), grey[around][~grown(digit, 2)[around]].median()
-    contrast = (page - ink) / torch.maximum(ink.abs(), page.abs()).clamp(min=0.05)
-    edge = (contrast * span(strength)[outline].mean() / strength[digit].mean()).nan_to_num(0).item()
+    contrast = ((page - ink) / torch.maximum(ink.abs(), page.abs()).clamp(min=0.05)).nan_to_num(0).item()
+    edge = contrast * sharpness
     return edge * min(slender, PEN) * (1 if free else 0.5) if edge >= LEAST_EDGE else 0
 
 
@@ -224,14 +230,18 @@ def choose_parts(strength, mask):
     weight = names.flatten().bincount((span(strength).square() * mask).flatten(), len(boxes))
     weight[size[:, 1] > WIDEST * size[:, 0]] *= 0.1
     main = weight.where(free, weight / 4).argmax()  # a pen or a table reaches the border
+    inside = ((first > first[main]) & (last < last[main])).all(1) & (weight > 0.2 * weight[main])
+    if inside.any():  # a box was drawn round the digit
+        main = weight.where(inside, 0).argmax()
 
     weight = weight / weight[main]
     down, across = torch.maximum(first - last[main], first[main] - last).T / size[main].max()  # gaps
     near = (down < 0.15) & (across < 0.15) & (weight > 0.01)
     stacked = (down < 0.35) & (across < 0) & (weight > 0.12)  # a 5's bar, a broken 6; not a blot
     apart = (across > 0.1) | (down > 0.35)
+    box = ((first < first[main]) & (last > last[main])).all(1)
     alike = apart & free & (size[:, 0] > 0.5 * size[main, 0]) & (weight > 0.1)
-    belongs = (near | stacked) & (free | ~free[main]) & ~alike
+    belongs = (near | stacked) & (free | ~free[main]) & ~alike & ~box
     return belongs[names] & mask, 1 + alike.sum().item(), free[main].item()
 
 

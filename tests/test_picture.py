@@ -178,8 +178,12 @@ def ruled(draw):
         draw.line([(0, y), (280, y + 3)], 175, 2)
 
 
+def box_round_it(draw):
+    draw.rectangle((65, 50, 245, 235), outline=60, width=3)
+
+
 @pytest.mark.parametrize("others", [
-    table_edge, table_all_round, pen_lying_there, punch_holes, printed_line, dust, ruled])
+    table_edge, table_all_round, pen_lying_there, punch_holes, printed_line, dust, ruled, box_round_it])
 def test_what_else_lies_on_the_page_is_no_part_of_the_digit(seven, tmp_path, others):
     page = drawn((280, 280), (90, 70), 140, 235, 30)
     others(ImageDraw.Draw(page))
@@ -208,6 +212,12 @@ def test_a_vignette_does_not_turn_paper_into_ink(seven, tmp_path, paper, ink):
     page = numpy.asarray(drawn((280, 280), (90, 60), 140, paper, ink), float) * (1 - 0.4 * (x**2 + y**2))
     image = read(Image.fromarray(page.astype("uint8")), tmp_path / "page.png")
     assert nearest(image, seven) < 0.02
+
+
+def test_light_ink_in_a_dark_window_is_the_digit_and_not_the_window(seven, tmp_path):
+    screen = Image.new("L", (700, 500), 240)
+    screen.paste(drawn((280, 280), (60, 30), 200, 15, 250), (250, 150))
+    assert nearest(read(screen, tmp_path / "screen.png"), seven) < 0.01
 
 
 def test_a_soft_shadow_leaves_the_digit(seven, tmp_path):
@@ -267,7 +277,10 @@ def test_a_blank_page_is_refused(tmp_path):
     lines = numpy.where((numpy.arange(300) % 30 < 2)[:, None], 0.6, 1) + 0 * x
     for name, light in {
         "plain": 1 + 0 * x, "table": numpy.where(x < 0.1, 0.2, 1),
-        "ruled": lines,
+        "ruled": lines, "squares": lines * numpy.where(numpy.arange(400) % 30 < 2, 0.6, 1),
+        "hard shadow": numpy.where(x + 0.3 * y < 0.6, 0.55, 1),
+        "soft shadow": 1 - 0.5 / (1 + numpy.exp(14 * (x - 0.5 + 0.3 * y))),
+        "finger": 1 - 0.45 / (1 + numpy.exp(60 * abs(x - 0.3 - 0.4 * y) - 5)) * (y > 0.3),
         "vignette": 1 - 1.2 * ((x - 0.5) ** 2 + (y - 0.5) ** 2),
     }.items():
         Image.fromarray((230 * light + grain).clip(0, 255).astype("uint8")).save(tmp_path / f"{name}.png")
