@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from labkit import figures, files, metrics, page
+from labkit import data, figures, files, metrics, page
 
 
 def default_folder(weights, chosen):
@@ -28,7 +28,8 @@ def run_experiments(experiments, lab, args, record, out):
     files.announce(*paths.values(), *metrics_path)
 
     numbers = {"weights": str(args.load[0]), "sha256": hashlib.sha256(args.load[0].read_bytes()).hexdigest(),
-               "trained": record, "dataset": lab.dataset, "test_images": len(lab.images), "seed": args.seed,
+               "trained": record, "dataset": lab.dataset, "test_images": len(lab.images),
+               "test_images_crc32": data.checksum((255 * lab.images).round().byte()), "seed": args.seed,
                "device": str(lab.images.device), "torch": torch.__version__,
                "python": platform.python_version()}
     drawn = {name: Figure() for name in paths}

@@ -1,5 +1,6 @@
 """The course's hand-out, docs/lab.md: its commands run as they stand, and what its text names is there."""
 
+import json
 import re
 import shlex
 
@@ -35,6 +36,16 @@ def test_commands_run_and_what_the_text_names_is_there_by_then(course, start):
         for name in re.findall("`([^`]+)`", paragraph):
             quoted = name in printed and not FILE.fullmatch(name)  # a word of a command or of its output
             assert quoted or (course / name).exists(), f"{name} is not there yet: {paragraph}"
+
+
+def test_the_fields_of_metrics_json_are_explained():
+    numbers = json.loads((ROOT / "outputs/reference/metrics.json").read_text())
+    explained = {names: set(re.findall(r"[a-z_]\w+", text))
+                 for names, text in re.findall(r"^\| ([a-z].*) \| (.*) \|$", HANDOUT, re.MULTILINE)}
+    top = {name: text for names, text in explained.items() for name in names.split(", ")}
+    for name, value in numbers.items():
+        fields = {*value, *value.get("settings", ())} if isinstance(value, dict) else set()
+        assert fields <= top[name], name
 
 
 def run(line, start):
