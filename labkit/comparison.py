@@ -63,7 +63,6 @@ def compare(paths, load, args, device, out):
     files.announce(*written)
     test_sets = {}  # by the name that was asked for
     networks, failed = [], {}
-    print(HEADER)
     for name, path in zip(tqdm(short_names(paths), unit="network", leave=False, disable=None), paths):
         try:
             model, record = load(path)
@@ -71,15 +70,13 @@ def compare(paths, load, args, device, out):
             if dataset not in test_sets:
                 test_sets[dataset] = testset.load(dataset, args.data_dir, args.seed, device)
             networks.append(measure(name, model.to(device), test_sets[dataset], args.noise))
-            tqdm.write(line(networks[-1].row))
         except (LabError, OSError) as error:
             failed[name] = " ".join(str(error).split())
-            tqdm.write(f"{name}: {failed[name]}")
 
     networks.sort(key=lambda network: network.row["mse"])
     rows = [network.row for network in networks]
     reasons = [f"{name}: {reason}" for name, reason in failed.items()]
-    print("\n".join(["\nby MSE", HEADER, *map(line, rows), *reasons, EXPLANATION]))
+    print("\n".join([HEADER, *map(line, rows), *reasons, EXPLANATION]))
     for path in written:
         path.unlink(missing_ok=True)  # an older one could show other networks
     files.write(written[0], to_csv(rows, failed))
