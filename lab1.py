@@ -10,35 +10,18 @@ opens the figures if there is a display. --explore writes a page to play with in
 import signal
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import torch
 
-from labkit import LabError, cli, comparison, data, figures, metrics, results, testset
+from labkit import cli, comparison, data, figures, metrics, results, testset
 from labkit.processes import choose_device
 from model import load
 
 NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # compared by denoising()
 MAX_UNITS_DRAWN = 29  # with the input 10 rows of 3
-
-
-class Lab(NamedTuple):
-    """What every experiment gets: among it the whole test set, as in a TestSet."""
-
-    model: torch.nn.Module
-    weights: str  # their file, as figures show it
-    dataset: str
-    images: torch.Tensor
-    labels: torch.Tensor
-    normal: torch.Tensor
-    pca: tuple
-    shown: testset.Shown  # the images to draw
-    noise: float  # of step 5
-    steps: int  # of step 6
-    seed: int  # of random codes
 
 
 def reconstruction(lab, figure):
@@ -204,21 +187,6 @@ def print_row(what, values, form=""):
     print(f"{what:21}  " + "  ".join(f"{value:{form or '6'}}" for value in values))
 
 
-def set_up(args, model, record, device):
-    """Return the Lab of a network that the options `args` describe. Raises LabError, OSError."""
-    path = args.load[0]
-    test = testset.load(args.dataset or data.trained_on(record), args.data_dir, args.seed, device)
-    codes = model.to(device).encode(test.images)
-    if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
-        raise LabError(f"{path} gives codes or outputs that are not finite: train again with a lower --lr")
-
-    print(f"{test.dataset}: {len(codes):,} test images through {path}, {codes.shape[1]} units, on {device}")
-    print(figures.small_print(record))
-    weights = figures.label(str(Path(*path.parts[-2:])), 60)
-    shown = testset.select(args.index, model, test)
-    return Lab(model, weights, *test, shown, args.noise, args.steps, args.seed)
-
-
 def parse(argv):
     """Return the options of the command line. Raises UsageError."""
     parser = cli.Parser(
@@ -263,7 +231,7 @@ def main(argv=None):
             ok = comparison.compare(paths, load, args, device, args.out or Path("outputs", "comparison"))
             sys.exit(not ok)
         model, record = load(args.load[0])
-        lab = set_up(args, model, record, device)
+        lab = testset.set_up(args, model, record, device)
         out = args.out or results.default_folder(args.load[0], args.index)
         if args.explore:
             results.explore(lab, args, record, out)

@@ -1,4 +1,4 @@
-"""The test set: what networks are measured on, and the images of it that figures show."""
+"""What lab1.py works on: a network, a test set, and the images of it that figures show."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from labkit import UsageError, data, figures, metrics
+from labkit import LabError, UsageError, data, figures, metrics
 from labkit.picture import find_digit
 
 MAX_SHOWN = 100  # images in a figure
@@ -35,6 +35,22 @@ class Shown(NamedTuple):
     photos: list
 
 
+class Lab(NamedTuple):
+    """What every experiment of lab1.py gets: a network, the fields of a TestSet, and its options."""
+
+    model: torch.nn.Module
+    weights: str  # their file, as figures show it
+    dataset: str
+    images: torch.Tensor
+    labels: torch.Tensor
+    normal: torch.Tensor
+    pca: tuple
+    shown: Shown  # the images to draw
+    noise: float  # of step 5
+    steps: int  # of step 6
+    seed: int  # of random codes
+
+
 def load(dataset, data_dir, seed, device):
     """Return the TestSet of data.load(`dataset`, `data_dir`) on `device`; `seed` is the noise's.
 
@@ -43,6 +59,21 @@ def load(dataset, data_dir, seed, device):
     name, (images, labels) = data.load(dataset, data_dir, "test")
     images = data.to_float(images.to(device))
     return TestSet(name, images, labels.to(device), metrics.normal_like(images, seed), metrics.pca(images))
+
+
+def set_up(args, model, record, device):
+    """Return the Lab of a network that the options `args` describe. Raises LabError, OSError."""
+    path = args.load[0]
+    test = load(args.dataset or data.trained_on(record), args.data_dir, args.seed, device)
+    codes = model.to(device).encode(test.images)
+    if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
+        raise LabError(f"{path} gives codes or outputs that are not finite: train again with a lower --lr")
+
+    print(f"{test.dataset}: {len(codes):,} test images through {path}, {codes.shape[1]} units, on {device}")
+    print(figures.small_print(record))
+    weights = figures.label(str(Path(*path.parts[-2:])), 60)
+    shown = select(args.index, model, test)
+    return Lab(model, weights, *test, shown, args.noise, args.steps, args.seed)
 
 
 def select(words, model, test):

@@ -93,7 +93,7 @@ def test_steps_and_formats_of_choice(step, picture, weights):
 def lab_of(*options):
     args = lab1.parse([*GLYPHS, *options])
     model, record = load(args.load[0])
-    return lab1.set_up(args, model, record, torch.device("cpu"))
+    return testset.set_up(args, model, record, torch.device("cpu"))
 
 
 @torch.inference_mode()
@@ -131,7 +131,7 @@ def lab(weights):
     """A network with four units, of which number 2 is dead, and three images to show."""
     test = testset.load("glyphs", None, 7, torch.device("cpu"))
     shown = testset.Shown(test.images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1], [None] * 3)
-    return lab1.Lab(weights(4, dead=[2]), "model.pth", *test, shown, noise=0.1, steps=5, seed=7)
+    return testset.Lab(weights(4, dead=[2]), "model.pth", *test, shown, noise=0.1, steps=5, seed=7)
 
 
 @torch.inference_mode()
