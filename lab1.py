@@ -114,8 +114,7 @@ def bottleneck(lab, figure):
     live, units = int((activity > 0).sum()), len(activity)
     print(f"{live} of {units} units live on the test images")
 
-    score = importance + (activity > 0)  # live units before dead ones
-    order = score.argsort(descending=True)[:MAX_UNITS_DRAWN]
+    order = importance.argsort(descending=True)[:MAX_UNITS_DRAWN]  # that of dead units is 0
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
     code = lab.model.encode(lab.shown.images[0])
     rows, captions = [], []

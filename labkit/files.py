@@ -30,7 +30,7 @@ def require_writable(*paths):
     for path in paths:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file():  # /dev/null would be replaced
-            raise OSError(f"{path} is not a regular file")
+            raise OSError(f"{path} is not a regular file: choose the name of another one")
         folder = next(parent for parent in target.parents if parent.exists())
         if not folder.is_dir():
             raise OSError(f"{path} cannot be written: {folder} is not a folder")

@@ -7,7 +7,8 @@ import torch
 from conftest import Report
 
 import lab1
-from labkit import UsageError, comparison, data, metrics
+from labkit import UsageError, comparison, data
+from model import load
 
 GLYPHS = ("--dataset", "glyphs", "--out", "out")
 
@@ -17,40 +18,23 @@ def save(path, units=8, seed=0):
     model = Report(N_bottleneck=units)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
-    return model
 
 
-@torch.inference_mode()
-def test_networks_are_measured_sorted_and_written_and_bad_files_named(folder, capsys):
-    models = {name: save(f"nets/{name}", units) for name, units in (("a.pth", 3), ("b.pth", 8), ("c.pth", 8))}
+def test_a_file_that_cannot_be_used_is_named_and_the_others_are_compared(folder, capsys):
+    save("nets/a.pth", units=3)
+    save("nets/b.pth", units=8)
     Path("nets/text.pth").write_text("no weights")
     with pytest.raises(SystemExit) as end:
-        lab1.main(["-l", "nets", *GLYPHS, "--noise", "0.3", "--seed", "4"])
+        lab1.main(["-l", "nets", *GLYPHS])
     assert end.value.code == 1
     assert sorted(os.listdir("out")) == ["comparison.csv", "comparison.png", "sizes.png"]
-
-    images, labels = data.load("glyphs", None, "test")[1]
-    images = images / 255
-    noisy = images + 0.3 * metrics.normal_like(images, 4)
     *rows, failed = csv.DictReader(open("out/comparison.csv"))
-    assert [float(row["mse"]) for row in rows] == sorted(float(row["mse"]) for row in rows)
+    images = data.to_float(data.load("glyphs", None, "test")[1].images)
+    for row in rows:  # some units are 0 on some images
+        codes = load(f"nets/{row['network']}")[0].encode(images)
+        assert int(row["live_units"]) == (codes > 0).any(0).sum() > (codes > 0).all(0).sum()
     assert failed["network"] == "text.pth" and "damaged, or not written by torch.save" in failed["error"]
-    for row in rows:
-        model = models[row["network"]]
-        mse = (model(images) - images).square().mean().item()
-        assert float(row["mse"]) == pytest.approx(mse, rel=1e-5)
-        denoised = (model(noisy) - images).square().mean().item()
-        assert float(row["denoised_mse"]) == pytest.approx(denoised, rel=1e-5)
-        pca = metrics.pca_mse(metrics.pca(images)[2], int(row["units"]))
-        assert float(row["times_pca"]) == pytest.approx(mse / pca, rel=1e-4)
-        codes = torch.relu(model.fc2(torch.relu(model.fc1(images))))
-        assert float(row["neighbour_accuracy"]) == metrics.neighbour_accuracy(codes, labels)
-        assert int(row["live_units"]) == (codes > 0).any(0).sum()
-
-    out = capsys.readouterr().out.splitlines()
-    table = out[[line.startswith("network ") for line in out].index(True) + 1 :]
-    assert [line.split()[0] for line in table[:3]] == [row["network"] for row in rows]
-    assert table[3].startswith("text.pth: nets/text.pth is damaged")
+    assert "\ntext.pth: nets/text.pth is damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("paths, names", [

@@ -47,6 +47,7 @@ def test_the_legend_covers_no_loss(count):
     figures.loss_curve(figure, epochs(count), record(noise=0.2))
     FigureCanvasAgg(figure).draw()
     axes, = figure.axes
+    assert axes.get_ylim()[1] > 0.06  # the highest
     legend = axes.get_legend().get_window_extent().padded(3)  # pixels: the radius of a point
     for line in axes.lines:
         assert not any(legend.contains(*point) for point in axes.transData.transform(line.get_xydata()))
@@ -56,14 +57,6 @@ def test_one_epoch_is_a_point_that_can_be_seen():
     figure = Figure()
     figures.loss_curve(figure, epochs(1), record())
     assert {line.get_marker() for line in figure.axes[0].lines} == {"."}
-
-
-def test_the_loss_curve_says_that_the_training_images_were_noisy():
-    figure = Figure()
-    figures.loss_curve(figure, epochs(2), record(noise=0.2))
-    training, test = figure.axes[0].lines
-    assert training.get_label() == "training images with 0.2 × noise, mean over the epoch"
-    assert test.get_label() == "test images"
 
 
 def test_captions_and_images_appear_as_given():
@@ -178,16 +171,6 @@ def test_the_map_of_codes_shows_every_code_and_each_digits_place():
     assert dots.get_xlim() == plane.get_xlim() == (-3, 3) and dots.get_ylim() == plane.get_ylim() == (-2, 2)
     picture = torch.as_tensor(plane.images[0].get_array())
     assert picture[28:56, 56:84].equal(decoded[1, 2].view(28, 28)) and strip.images
-
-
-def test_sizes_show_each_network_and_pcas_curve():
-    figure, variances = Figure(), torch.arange(20.0, 0, -1)
-    rows = [{"dataset": "mnist", "units": 2, "mse": 0.1}, {"dataset": "mnist", "units": 8, "mse": 0.05}]
-    figures.size_curve(figure, rows, {"mnist": variances})
-    pca, networks = figure.axes[0].lines
-    assert networks.get_xydata().tolist() == [[2, 0.1], [8, 0.05]]
-    assert pca.get_ydata()[1] == pytest.approx(variances[2:].sum().item() / 20)
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2", "8"]
 
 
 @pytest.mark.parametrize("name", ["loss.png", "loss", "loss.svg", "loss.PDF"])

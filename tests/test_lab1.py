@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 import lab1
 from labkit import metrics, results, testset
-from labkit.picture import read_picture
 from model import load
 
 PICTURES = ["bottleneck.png", "codes.png", "denoising.png", "interpolation.png", "reconstruction.png"]
@@ -24,31 +23,16 @@ def no_figures_left():
 
 @pytest.fixture
 def weights(folder):
-    """Write the weights of an untrained network with `bottleneck` units to model.pth; return the network."""
+    """Write the weights of an untrained network with `bottleneck` units to model.pth."""
 
-    def weights(bottleneck=8, dead=()):
+    def weights(bottleneck=8):
         torch.manual_seed(0)
         model = Report(N_bottleneck=bottleneck)
         with torch.no_grad():
             model.fc2.bias.fill_(1)
-            for unit in dead:
-                model.fc2.bias[unit] = -100
         torch.save(model.state_dict(), "model.pth")
-        return load("model.pth")[0]
 
     return weights
-
-
-
-def captions(figure):
-    return [axes.get_title() for axes in figure.axes]
-
-
-def images_in(axes):
-    """Return the images of a row of a figure, (n, 784)."""
-    picture = torch.as_tensor(axes.images[0].get_array())
-    images = picture.unflatten(1, (-1, 30)).transpose(0, 1)  # with a column of white on each side
-    return images[:, :, 1:29].flatten(1)
 
 
 def test_the_readmes_command(weights, folder, capsys):
@@ -97,149 +81,39 @@ def lab_of(*options):
 
 
 @torch.inference_mode()
-def test_images_of_choice_and_own_pictures_are_in_every_figure(weights, capsys):
+def test_a_picture_of_ones_own_is_shown_with_a_frame_round_its_digit(weights):
     weights()
     draw_seven("my7.png")
-    lab = lab_of("-i", "my7.png", "3", "299")
-    three, last = f"{lab.labels[3]} (image 3)", f"{lab.labels[299]} (image 299)"
-    figures = [Figure() for _ in range(4)]
-    numbers = [experiment(lab, figure) for experiment, figure in zip(lab1.EXPERIMENTS, figures)]
-    reconstruction, denoising, interpolation, bottleneck = figures
-
-    names = ["my7.png", three, last]
-    assert [caption.partition(":")[0] for caption in captions(reconstruction)] == names
-    assert [caption.partition(":")[0] for caption in captions(denoising)] == names
-    assert captions(interpolation) == [f"my7.png → {three}", f"{last} → {last}, added to make a pair"]
-    assert "from my7.png" in bottleneck.get_suptitle()
-    for figure in figures:
-        place = 1 if figure is reconstruction else 0  # behind the picture itself
-        assert images_in(figure.axes[0])[place].equal(read_picture("my7.png"))
-    photo, = reconstruction.axes[0].child_axes
+    figure = Figure()
+    lab1.reconstruction(lab_of("-i", "my7.png", "3"), figure)
+    own, of_mnist = figure.axes
+    photo, = own.child_axes
     frame, = photo.patches
     assert photo.images and (*frame.get_xy(), frame.get_width(), frame.get_height()) == pytest.approx(
         (46, 34, 108, 132), abs=9)  # as draw_seven() draws it
-    assert not reconstruction.axes[1].child_axes
-    for figure in figures:
-        assert "model.pth" in figure.get_suptitle() and "glyphs" in figure.get_suptitle()
-    own = (lab.model(lab.shown.images[0]) - lab.shown.images[0]).square().mean().item()
-    assert numbers[0]["mse_of_own_pictures"] == pytest.approx({"my7.png": own}, rel=1e-5)
-    assert f"my7.png                MSE {own:.4f}" in capsys.readouterr().out
-
-
-@pytest.fixture
-def lab(weights):
-    """A network with four units, of which number 2 is dead, and three images to show."""
-    test = testset.load("glyphs", None, 7, torch.device("cpu"))
-    shown = testset.Shown(test.images[[0, 2, 1]], ["a", "b", "c"], [0, 2, 1], [None] * 3)
-    return testset.Lab(weights(4, dead=[2]), "model.pth", *test, shown, noise=0.1, steps=5, seed=7)
+    assert not of_mnist.child_axes
 
 
 @torch.inference_mode()
-def test_reconstruction_draws_each_image_beside_its_output(lab):
-    figure = Figure()
-    lab1.reconstruction(lab, figure)
-    for axes, name, image in zip(figure.axes, lab.shown.names, lab.shown.images, strict=True):
-        output = lab.model(image)
-        torch.testing.assert_close(images_in(axes), torch.stack([image, output]))
-        assert axes.get_title() == f"{name}: MSE {(output - image).square().mean():.4f}"
+def test_no_code_is_decoded_that_a_relu_cannot_give(weights, monkeypatch):
+    weights(4)
+    lab, lowest = lab_of(), []
+    lab.model.fc2.bias.sub_(1)
+    decode = lab.model.decode
+    monkeypatch.setattr(lab.model, "decode", lambda code: lowest.append(code.min()) or decode(code))
+    lab1.codes(lab, Figure())
+    assert min(lowest) == 0
 
 
 @pytest.mark.parametrize("times, warned", [(0.99, True), (1.01, False)])
 @torch.inference_mode()
-def test_a_reconstruction_worse_than_pcas_is_warned_of(times, warned, lab, monkeypatch, capsys):
+def test_a_reconstruction_worse_than_pcas_is_warned_of(times, warned, weights, monkeypatch, capsys):
+    weights()
+    lab = lab_of()
     mse = metrics.mse(lab.model, lab.images, lab.images).item()
     monkeypatch.setattr(metrics, "pca_mse", lambda *_: times * mse)
     lab1.reconstruction(lab, Figure())
     assert capsys.readouterr().err.startswith("warning: worse than PCA") == warned
-
-
-@torch.inference_mode()
-def test_denoising_draws_the_noise_that_was_measured_clipped_and_names_both_errors(lab, capsys):
-    figure = Figure()
-    numbers = lab1.denoising(lab, figure)
-    noisy = lab.images + 0.1 * lab.normal
-    clipped, outputs = noisy.clamp(0, 1), lab.model(noisy)
-    errors = [(x - lab.images).square().mean(1) for x in (clipped, noisy, outputs)]
-    for row, axes, name in zip(lab.shown.rows, figure.axes, lab.shown.names, strict=True):
-        expected = torch.stack([lab.images[row], clipped[row], outputs[row]])
-        torch.testing.assert_close(images_in(axes), expected)
-        a, b, c = (error[row] for error in errors)
-        assert axes.get_title() == f"{name}: {a:.4f} ({b:.4f}) → {c:.4f}"
-    assert numbers["clipped_mse"] == pytest.approx(errors[0].mean().item(), rel=1e-5)
-    assert numbers["closer_than_noisy"] == (errors[2] < errors[1]).float().mean().item()
-    assert numbers["closer_than_clipped"] == (errors[2] < errors[0]).float().mean().item()
-    title = figure.get_suptitle()
-    assert f"{errors[0].mean():.4f} as drawn, clipped ({errors[1].mean():.4f} unclipped)" in title
-    assert f"{numbers['closer_than_clipped']:.1%} of the outputs are closer to the clean image" in title
-    assert "clipping alone does better than this network" in capsys.readouterr().out
-
-
-@torch.inference_mode()
-def test_interpolation_is_linear_between_the_codes(lab):
-    figure = Figure()
-    lab1.interpolation(lab, figure)
-    start, end = lab.shown.images[:2]
-    codes = [torch.lerp(lab.model.encode(start), lab.model.encode(end), t / 4) for t in range(5)]
-    expected = torch.stack([start, *map(lab.model.decode, codes), end])
-    torch.testing.assert_close(images_in(figure.axes[0]), expected)
-    assert len(figure.axes) == 2 and images_in(figure.axes[1])[-1].equal(lab.images[-1])
-    assert "5 images decoded" in figure.get_suptitle()
-
-
-@pytest.mark.parametrize("units", [1, 2, 4])
-@torch.inference_mode()
-def test_codes_are_drawn_over_what_the_decoder_makes_of_the_same_plane(units, lab, weights, capsys):
-    lab = lab._replace(model=weights(units))
-    figure, codes = Figure(), lab.model.encode(lab.images)
-    numbers = lab1.codes(lab, figure)
-    centre, axes, share = metrics.plane(codes)
-    dots, plane, strip = figure.axes
-    ones = lab.labels == 1
-    expected = ((codes - centre) @ axes.T)[ones]
-    drawn = torch.as_tensor(dots.lines[1].get_xydata()).float()
-    torch.testing.assert_close(drawn[:, : 1 if units == 1 else 2], expected[:, : 1 if units == 1 else 2])
-    picture = torch.as_tensor(plane.images[0].get_array())
-    (left, right), (bottom, top) = dots.get_xlim(), dots.get_ylim()
-    corner = torch.tensor([left + (right - left) / 30, top - (top - bottom) / 30], dtype=torch.float32)
-    decoded = lab.model.decode((centre + corner @ axes).clamp(min=0)).view(28, 28)
-    torch.testing.assert_close(picture[:28, :28], decoded, atol=1e-4, rtol=0)
-    assert numbers["plane_variance"] == share and strip.images
-    assert numbers["neighbour_accuracy"] == metrics.neighbour_accuracy(codes, lab.labels)
-    assert f"{numbers['neighbour_accuracy']:.1%} by code" in capsys.readouterr().out
-
-
-@torch.inference_mode()
-def test_each_unit_is_moved_over_its_range_the_most_important_first_and_the_dead_last(lab, capsys):
-    figure = Figure()
-    numbers = lab1.bottleneck(lab, figure)
-    assert numbers["importance_of_each_unit"][2] == 0 and numbers["live_units"] == 3
-    assert "3 of 4 units live" in capsys.readouterr().out
-    importance = torch.tensor(numbers["importance_of_each_unit"])
-    order = sorted((0, 1, 3), key=lambda unit: -importance[unit])
-    assert captions(figure)[-1] == "unit 2: DEAD, active on no test image"
-
-    codes = lab.model.encode(lab.images)
-    code = codes[0]
-    examples = torch.stack([lab.shown.images[0], lab.model.decode(code)])
-    torch.testing.assert_close(images_in(figure.axes[0])[:2], examples)
-    for rank, (unit, axes) in enumerate(zip(order, figure.axes[1:]), 1):
-        low, high = codes[:, unit].quantile(0.01), codes[:, unit].quantile(0.99)
-        assert axes.get_title() == (f"{rank}. unit {unit}: {low:.1f} to {high:.1f}, active on 100.0%, "
-                                    f"importance {importance[unit]:.1%}")
-        for position, value in ((0, low), (10, high)):
-            moved = code.clone()
-            moved[unit] = value
-            torch.testing.assert_close(images_in(axes)[position], lab.model.decode(moved), rtol=0, atol=1e-5)
-        mark = (code[unit] - low) / (high - low)
-        assert axes.lines[0].get_xdata()[0] == pytest.approx(14.5 + 300 * mark.clamp(0, 1).item(), abs=0.1)
-
-
-@torch.inference_mode()
-def test_of_a_large_bottleneck_some_units_are_drawn(lab, weights):
-    figure = Figure()
-    numbers = lab1.bottleneck(lab._replace(model=weights(40)), figure)
-    assert len(numbers["importance_of_each_unit"]) == 40
-    assert len(figure.axes) == 1 + lab1.MAX_UNITS_DRAWN
 
 
 def test_weights_of_mnist_are_not_tested_on_other_images(folder, unreachable, refused):

@@ -342,6 +342,7 @@ def test_a_comparison(run):
     assert [*pca.get_xdata()] == [*range(1, 13)] and pca.get_ydata() == pytest.approx(curve[1:13], rel=1e-4)
     assert [*networks.get_xdata()] == [row["units"] for row in ranked]
     assert networks.get_ydata() == pytest.approx([row["mse"] for row in ranked], rel=1e-5)
+    assert [tick.get_text() for tick in sizes.axes[0].get_xticklabels()] == ["2", "6"]
     assert sizes.texts[-1].get_text() == "measured on the 240 test images of not-mnist"
 
 

@@ -10,8 +10,7 @@ import torch
 from conftest import FAST, ROOT, Command, Report, at_epoch, history, same_weights, with_signal
 
 import train
-from labkit import data, metrics, run
-from model import load
+from labkit import data, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,58 +40,6 @@ def test_the_same_seed_gives_the_same_file_and_another_another(folder):
         train.main([*FAST, "-e", "1", "--seed", str(seed), "-s", f"{name}.pth"])
     a, b, c = ((folder / f"{name}.pth").read_bytes() for name in "abc")
     assert a == b != c
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_the_loop_is_the_plain_loop(noise):
-    """The report's recipe in plain PyTorch, on the same batches, from the same weights: the same losses."""
-    images = data.load("glyphs", None, "train")[1].images
-    model, optimizer, scheduler = train.build(train.Settings(init="report"), images)
-    plain = Report()
-    plain.load_state_dict(model.state_dict())
-    adam = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, "min")
-    for epoch in range(3):
-        torch.manual_seed(epoch)
-        loss, count = train.train_epoch(model, data.batches(images, 256, 0, epoch), optimizer, noise)
-        scheduler.step(loss.item())
-
-        torch.manual_seed(epoch)
-        total = 0.0
-        for x in data.batches(images, 256, 0, epoch):
-            adam.zero_grad()
-            step = torch.nn.functional.mse_loss(plain(x + noise * torch.randn_like(x) if noise else x), x)
-            step.backward()
-            adam.step()
-            total += step.item() * len(x)
-        plateau.step(total / len(images))
-        assert loss.item() == pytest.approx(total / len(images), rel=1e-4) and count == len(images)
-
-
-def test_losses_in_the_last_short_batch_weigh_as_much_as_its_images():
-    pixels = torch.cat([torch.zeros(64, 784), torch.full((1, 784), 255)]).to(torch.uint8)
-    model, optimizer, _ = train.build(train.Settings(lr=0.0), pixels)
-    loss, _ = train.train_epoch(model, data.batches(pixels, 64, 0, 1), optimizer, 0)
-    floats = data.to_float(pixels)
-    assert loss.item() == pytest.approx(metrics.mse(model, floats, floats).item(), rel=1e-5)
-
-
-def test_the_test_loss_of_an_epoch_is_over_the_whole_test_set(folder, capsys):
-    train.main([*FAST, "-e", "2"])
-    model, images = load("model.pth")[0], data.to_float(data.load("glyphs", None, "test")[1].images)
-    test_loss = metrics.mse(model, images, images).item()
-    first, last = history("model.ckpt")
-    assert last["test_loss"] == pytest.approx(test_loss, rel=1e-6) != first["test_loss"]
-    out = capsys.readouterr().out
-    assert f"epoch 2/2  loss {last['loss']:.4f}  test {test_loss:.4f}\n" in out
-    assert f"\ntest MSE {test_loss:.4f}, PSNR {metrics.psnr(test_loss):.1f} dB" in out
-
-
-def test_noise_is_added_to_the_inputs_of_a_run(folder):
-    for name, noise in (("plain", "0"), ("noisy", "0.2")):
-        train.main([*FAST, "-e", "1", "--noise", noise, "-s", f"{name}.pth"])
-    plain, noisy = (history(f"{name}.ckpt")[0]["loss"] for name in ("plain", "noisy"))
-    assert noisy > plain
 
 
 def test_the_learning_rate_falls_after_eleven_epochs_without_a_better_loss(folder, monkeypatch):
