@@ -22,8 +22,7 @@ WORKING_SIZE = 256  # pixels to which pictures are reduced: grain averages out, 
 LEAST_SIDE = 8  # pixels of the reduced picture; a narrower strip shows no digit
 LEAST_CONTRAST = 0.1  # of the strongest ink to its paper: a hard pencil has 0.15, the texture of a table 0.08
 LEAST_SIGNAL = 6  # the strongest ink in units of the grain, which by itself reaches 4
-LEAST_EDGE = 0.05  # the step of grey at the strokes' outline: a hard pencil's is 0.06, a soft shadow's 0.04
-SHADOW = 0.4  # of its darkness, within 3 pixels of its outline; a hand's shadow has 0.3, a blurred digit 0.5
+LEAST_LIKENESS = 1  # sharpness times slenderness: a pencil has 1.3, the shadow of a finger 0.6
 PAD = 0.8  # of its box, which a window on a screen fills; a marker's digit fills 0.6
 BLOT, PEN, RULED = 3.5, 12, 30  # sizes in widths of a stroke: a blot has 3, thin pens 12, squared paper 50
 WIDEST = 3  # times a digit's height; a wider part is a line
@@ -62,7 +61,8 @@ def find_digit(path):
         raise PictureError(f"{path} is too small or too narrow to show a digit: take a larger picture")
     ink, frame, count = clearest_ink(grey)
     if count == 0:
-        raise PictureError(f"{path} has no ink in it: draw with a thick pen, in clear contrast to the paper")
+        raise PictureError(f"{path} has no ink in it, or too little: draw large, with a thick pen, in clear "
+                           "contrast to the paper")
     if count > 1:
         raise PictureError(f"{path} shows {count} parts of like height, not one digit: crop it to one")
     image = prepare(ink).flatten()
@@ -204,18 +204,18 @@ def likeness(grey, strength, digit, frame, free):
     size = max(height, width)
     outline = digit & grown(~digit, 1)
     slender = size * outline.sum().item() / (2 * area)
-    sharpness = (span(strength)[outline].mean() / strength[digit].mean()).item()
     if width > WIDEST * height or slender < BLOT or area > PAD * height * width and 2 * width > height:
         return 0
-    if not free and (slender > RULED or sharpness < SHADOW):
+    if not free and slender > RULED:
         return 0
 
     reach = size // 2
     around = slice(max(0, top - reach), bottom + reach), slice(max(0, left - reach), right + reach)
     ink, page = grey[digit].median(), grey[around][~grown(digit, 2)[around]].median()
-    contrast = ((page - ink) / torch.maximum(ink.abs(), page.abs()).clamp(min=0.05)).nan_to_num(0).item()
-    edge = contrast * sharpness
-    return edge * min(slender, PEN) * (1 if free else 0.5) if edge >= LEAST_EDGE else 0
+    contrast = (page - ink) / torch.maximum(ink.abs(), page.abs()).clamp(min=0.05)
+    sharpness = span(strength)[outline].mean() / strength[digit].mean()
+    found = (contrast * sharpness).nan_to_num(0).item() * min(slender, PEN) * (1 if free else 0.5)
+    return found if found >= LEAST_LIKENESS else 0
 
 
 def choose_parts(strength, mask):
