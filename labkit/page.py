@@ -36,7 +36,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
     `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9, `importance`
     (N_bottleneck,) fractions that sum to 1, or all 0; `dataset` and `weights_name` are shown as they are.
     `record` says how the weights were trained, {"dataset", "epochs", "settings": {"noise", ...}}, or is None.
-    Codes and outputs must be finite. All numbers but "mse" are those of the rounded weights in the page.
+    Codes and outputs must be finite. All numbers but "mse" and importance are those of the rounded weights.
     """
     rounded, layers = round_weights(model)
     codes = rounded.encode(images)
