@@ -11,7 +11,6 @@ rate and precision.
 
 import argparse
 import csv
-import io
 import statistics
 import sys
 import tempfile
@@ -72,19 +71,11 @@ def train_missing(runs, rows, args):
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 rows.append(futures[future] | dict(zip(RESULT, map(str, future.result()))))
-                write_csv(args.csv, rows)
+                files.write_csv(args.csv, (*RUN, *RESULT), rows)
                 print(f"{number}/{len(missing)}:", *rows[-1].values(), flush=True)
         except BaseException:  # a run that failed, or Ctrl-C
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def write_csv(path, rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, (*RUN, *RESULT), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(path, text.getvalue().encode())
 
 
 def print_table(rows, images):
@@ -93,14 +84,14 @@ def print_table(rows, images):
               "dead units", "test MSE: mean", "best", "worst", "PCA's", "denoised", "first epoch's loss",
               f"epochs to {REPORT:.4f}")
     print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    kinds, variances = {}, metrics.pca(images)[2]
+    kinds, pca_mse = {}, metrics.pca_mse(metrics.pca(images)[2])
     for row in sorted(rows, key=lambda row: int(row["bottleneck"])):
         kinds.setdefault(tuple(row[name] for name in RUN[1:-1]), []).append(row)
 
     for (epochs, init, units, noise, lr, precision), runs in kinds.items():
         dead, first_loss, mse, denoised, reached = (
             [float(row[name] or "inf") for row in runs] for name in RESULT)
-        numbers = (statistics.mean(mse), min(mse), max(mse), metrics.pca_mse(variances, int(units)),
+        numbers = (statistics.mean(mse), min(mse), max(mse), pca_mse[int(units)],
                    statistics.mean(denoised), statistics.mean(first_loss))
         cells = (epochs, STARTS[init], units, noise, lr, precision, len(runs),
                  f"{sum(dead):.0f} of {len(runs) * int(units)}", *(f"{number:.4f}" for number in numbers),
@@ -138,8 +129,8 @@ def parse():
     add = parser.add_argument
     add("--dataset", choices=data.DATASETS, default="mnist")
     add("--data-dir", type=Path, default=cli.DATA_DIR)
-    add("--epochs", type=int, default=50)
-    add("--seeds", type=int, default=20, help="seeds 0 to N - 1 (default: %(default)s)")
+    add("--epochs", type=cli.number(int, 1, 10**9), default=50)
+    add("--seeds", type=cli.number(int, 1, 10**9), default=20, help="seeds 0 to N - 1 (default: %(default)s)")
     add("--inits", nargs="+", choices=STARTS, default=list(STARTS))
     add("--sizes", nargs="+", type=int, default=[8], help="of the bottleneck (default: 8)")
     add("--noises", nargs="+", type=float, default=[0.0], help="train.py's --noise (default: 0)")
@@ -148,10 +139,7 @@ def parse():
     add("--csv", type=Path, default=Path("outputs/seeds.csv"), help="(default: %(default)s)")
     add("--figure", type=Path)
     add("--workers", type=int, default=2, help="runs at a time (default: %(default)s)")
-    args = parser.parse_args()
-    cli.require_range("--epochs", args.epochs, 1, 10**9)
-    cli.require_range("--seeds", args.seeds, 1, 10**9)
-    return args
+    return parser.parse_args()
 
 
 def main():

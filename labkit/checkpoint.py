@@ -7,7 +7,6 @@ ways between this project and other solutions of the lab. How they were trained 
 
 import io
 import math
-import mimetypes
 import warnings
 import zipfile
 from pathlib import Path
@@ -77,9 +76,8 @@ def read(path):
             warnings.simplefilter("ignore")  # about what is refused below anyway
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
-        picture = (mimetypes.guess_type(path)[0] or "").startswith("image")
-        kind = "a picture" if picture else "damaged, or not written by torch.save"
-        raise CheckpointError(f"{path} is {kind} ({error}): expected weights like model.pth") from error
+        raise CheckpointError(f"{path} was not written by torch.save, or is damaged: expected a file like "
+                              "model.pth") from error
     except Exception as error:  # a hostile pickle can raise anything
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise CheckpointError(f"{path} holds code besides tensors, which is not run: ask its author for "
@@ -155,7 +153,7 @@ def require_like(found, expected, name):
     elif isinstance(expected, dict) and isinstance(found, dict):
         if set(found) != set(expected):
             raise CheckpointError(f"{name} must have the entries {', '.join(map(str, expected))}, no others: "
-                                  "was it made with another optimizer, or by another version of PyTorch?")
+                                  "was it made by another version of PyTorch?")
         for key in expected:
             require_like(found[key], expected[key], f"{name}, {key}")
     elif type(found) is not type(expected):

@@ -1,5 +1,7 @@
 """Files written atomically: each is absent, unchanged or complete at any moment."""
 
+import csv
+import io
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,15 @@ def write(path, content):
         part.unlink(missing_ok=True)
 
 
+def write_csv(path, columns, rows):
+    """Write `rows`, dicts of some or all `columns`, to a CSV file. Raises OSError."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue().encode())
+
+
 def part_of(target):
     """Return the path at which the content of `target` is written, before it is renamed."""
     return target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -29,6 +40,8 @@ def require_writable(*paths):
     """Raise OSError unless a file can be written to each of `paths`: before the work, which would be lost."""
     for path in paths:
         target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise OSError(f"{path} is a folder: give the name of a file")
         if target.exists() and not target.is_file():  # /dev/null would be replaced
             raise OSError(f"{path} is not a regular file: choose the name of another one")
         folder = next(parent for parent in target.parents if parent.exists())

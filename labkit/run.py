@@ -1,12 +1,10 @@
-"""A training run on disk: weights, checkpoint, loss curve and its numbers, as they are after whole epochs."""
+"""A training run on disk: weights and checkpoint after whole epochs, the loss curve and its numbers."""
 
-import csv
-import io
 import math
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -26,15 +24,18 @@ class SaveError(LabError):
 class Run:
     """A training run, made of what a checkpoint holds. Rank 0 alone writes its files.
 
-    `settings` is a dict of numbers and words, `dataset` a name, `images` the checksum of the training images.
-    `history` has a dict like EPOCH for every epoch that is done.
+    Optimizer and scheduler are new. `settings` is a dict of numbers and words, `dataset` a name, `images_crc`
+    the checksum of the training images. `history` has a dict like EPOCH for every epoch that is done.
     """
 
-    def __init__(self, model, optimizer, scheduler, settings, dataset, images, weights, plot, rank=0):
+    def __init__(self, model, optimizer, scheduler, settings, dataset, images_crc, weights, plot, rank=0):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.settings, self.dataset, self.images = settings, dataset, images
+        self.settings, self.dataset = settings, dataset
+        self.made_with = settings | {"dataset": dataset, "images": images_crc,
+                                     "optimizer": " ".join(f"{optimizer}".split()),
+                                     "scheduler": f"{type(scheduler).__name__} {scheduler.state_dict()}"}
         self.history = []
-        self.weights, self.plot = Path(weights), Path(plot)
+        self.weights, self.plot = Path(weights), Path(plot)  # the paths of its files
         self.checkpoint = Path(f"{weights}".removesuffix(".pth") + ".ckpt")
         self.csv = self.plot.parent / f"{self.plot.stem}.csv"
         self.rank = rank
@@ -45,8 +46,8 @@ class Run:
     def state(self):
         """Return what the checkpoint holds."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(), "history": self.history,
-                "settings": self.settings, "dataset": self.dataset, "images": self.images}
+                "scheduler": self.scheduler.state_dict(), "made_with": self.made_with,
+                "history": self.history}
 
     def record(self):
         """Return how the weights were trained, which they say themselves."""
@@ -84,17 +85,16 @@ class Run:
             return None
         state = checkpoint.read(self.checkpoint)
         whole = isinstance(state, dict) and set(state) == set(self.state())
-        if not whole or not isinstance(state["settings"], dict):
+        if not whole or not isinstance(state["made_with"], dict):
             raise checkpoint.CheckpointError(
                 f"{self.checkpoint} is not a checkpoint of train.py: expected {', '.join(self.state())}")
-        now = self.settings | {"dataset": self.dataset, "images": self.images}
-        then = state["settings"] | {"dataset": state["dataset"], "images": state["images"]}
-        for name in now:
-            made, same_type = then.get(name), type(then.get(name)) is type(now[name])
-            if name != "epochs" and not (same_type and made == now[name]):
-                made = made if same_type else type(made).__name__
-                raise UsageError(f"{self.checkpoint} was made with {name} {made}, not {now[name]}: repeat "
-                                 "its options, or leave --resume out")
+        for name, now in self.made_with.items():
+            then = state["made_with"].get(name)
+            same_type = type(then) is type(now)
+            if name != "epochs" and not (same_type and then == now):
+                then = then if same_type else type(then).__name__
+                raise UsageError(f"{self.checkpoint} was made with {name} {then}, not {now}: use the same "
+                                 "again, or leave --resume out")
         return state
 
     def resume(self, state):
@@ -145,8 +145,9 @@ class Run:
         try:
             yield
         except Exception:
-            if self.rank == 0:
-                self.write_all(self.curve_writers())
+            with suppress(SaveError):  # the first error is the one to tell
+                if self.rank == 0:
+                    self.write_all(self.curve_writers())
             raise
 
     def curve_writers(self):
@@ -185,11 +186,8 @@ class Run:
         files.write(self.plot, figures.to_bytes(figure, self.plot.suffix))
 
     def save_csv(self):
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ("epoch", *EPOCH), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"epoch": number, **row} for number, row in enumerate(self.history, 1))
-        files.write(self.csv, text.getvalue().encode())
+        rows = [{"epoch": number, **epoch} for number, epoch in enumerate(self.history, 1)]
+        files.write_csv(self.csv, ["epoch", *EPOCH], rows)
 
 
 def identity(path):

