@@ -28,7 +28,7 @@ from model import autoencoderMLP4Layer, start_from_mean
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the numbers of a run depend on, beside its images. Raises UsageError for a value out of range."""
+    """What the numbers of a run depend on, beside its images."""
 
     bottleneck: int = cli.option(8, "units of the bottleneck", 1, 784, short="-z", group="network")
     init: str = cli.option("mean", "start from the mean image, or report: PyTorch's weights",
@@ -40,9 +40,6 @@ class Settings:
     noise: float = cli.option(0.0, "train to denoise: add X * N(0, 1) to the inputs", 0, 10**6)
     precision: str = cli.option("float32", "of the layers in training; bfloat16 may be faster",
                                 choices=("float32", "bfloat16"))
-
-    def __post_init__(self):
-        cli.require_ranges(self)
 
 
 class TrainingError(LabError):
@@ -88,24 +85,26 @@ def train(args, settings, processes):
     processes.on_rank_0(warn, settings, train_images)
     network, test_images = processes.parallel(model), data.to_float(test_images)
     epochs, signum = range(len(run.history) + 1, settings.epochs + 1), 0
-    with processes.noting_signals() as stop_requested, run.keeping_curve():
-        for epoch in tqdm(epochs, unit="epoch", leave=False, disable=processes.no_progress()):
-            epoch_start = time.perf_counter()
-            batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
-                                   processes.rank, processes.world_size)
-            torch.manual_seed(data.noise_seed(settings.seed, epoch, processes.rank))
-            loss = processes.mean(*train_epoch(network, batches, optimizer, settings.noise,
-                                               settings.precision))
-            require_finite(loss, model, epoch, settings.lr)
-            test_loss = evaluate(model, test_images, processes)
+    with processes.noting_signals() as stop_requested:
+        with run.keeping_curve():
+            hidden = processes.rank > 0 or None  # None: shown on a terminal
+            for epoch in tqdm(epochs, unit="epoch", leave=False, disable=hidden):
+                epoch_start = time.perf_counter()
+                batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
+                                       processes.rank, processes.world_size)
+                torch.manual_seed(data.noise_seed(settings.seed, epoch, processes.rank))
+                loss = processes.mean(*train_epoch(network, batches, optimizer, settings.noise,
+                                                   settings.precision))
+                require_finite(loss, model, epoch, settings.lr)
+                test_loss = evaluate(model, test_images, processes)
 
-            learning_rate = optimizer.param_groups[0]["lr"]
-            scheduler.step(loss)
-            run.finish_epoch(loss, test_loss, learning_rate, time.perf_counter() - epoch_start)
-            tqdm.write(f"epoch {epoch:{len(str(settings.epochs))}}/{settings.epochs}  loss {loss:.4f}  "
-                       f"test {test_loss:.4f}")
-            if signum := stop_requested():
-                break
+                learning_rate = optimizer.param_groups[0]["lr"]
+                scheduler.step(loss)
+                run.finish_epoch(loss, test_loss, learning_rate, time.perf_counter() - epoch_start)
+                tqdm.write(f"epoch {epoch:{len(str(settings.epochs))}}/{settings.epochs}  loss {loss:.4f}  "
+                           f"test {test_loss:.4f}")
+                if signum := stop_requested():
+                    break
         run.save()
     if signum and len(run.history) < settings.epochs:
         raise Stopped(signum)

@@ -241,11 +241,10 @@ def main():
     add("--dataset", choices=data.DATASETS)
     add("--data-dir", default=cli.DATA_DIR)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--rounds", type=int, default=5, help="(default: %(default)s)")
+    add("--rounds", type=cli.number(int, 1, 1000), default=5, help="(default: %(default)s)")
     add("--grow", choices=GROWTH, help="how an epoch's time grows with this")
     add("--start", action="store_true")
     args = parser.parse_args()
-    cli.require_range("--rounds", args.rounds, 1, 1000)
     torch.set_flush_denormal(True)  # as train.py does
     print(f"{'CPU' if CPU_TIME else 'wall'} time, {args.device}, {torch.get_num_threads()} threads of "
           f"{platform.machine()}, PyTorch {torch.__version__}, Python {platform.python_version()}")

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(argv)
 
     def refuse(self, mode, args, *names):
-        """Raise UsageError if one of the options `names` was given, which mean nothing in this `mode`."""
+        """Raise UsageError unless the options `names`, of no use in this `mode`, have their defaults."""
         for name in names:
             if getattr(args, name) != self.get_default(name):
                 self.error(f"{mode} takes no {option_name(name)}: leave it out")
@@ -52,7 +53,7 @@ def add_data_options(parser, datasets, default_dataset):
 
 
 def option(default, help, low=None, high=None, choices=None, short=None, group="training"):
-    """Return a dataclass's field that add_settings() makes an option, with its range or choices."""
+    """Return a dataclass's field that add_settings() makes an option, with its range or its choices."""
     about = dict(help=help, low=low, high=high, choices=choices, short=short, group=group)
     return dataclasses.field(default=default, metadata=about)
 
@@ -65,9 +66,10 @@ def add_settings(parser, settings):
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
         names = [name for name in (about["short"], option_name(field.name)) if name]
+        kind = str if about["choices"] else number(field.type, about["low"], about["high"])
         metavar = {int: "N", float: "X", str: None}[field.type]
         groups[about["group"]].add_argument(
-            *names, type=field.type, default=field.default, choices=about["choices"], metavar=metavar,
+            *names, type=kind, default=field.default, choices=about["choices"], metavar=metavar,
             help=f"{about['help']} (default: %(default)s)")
 
 
@@ -76,19 +78,22 @@ def option_name(field):
     return "--" + field.replace("_", "-")
 
 
-def require_ranges(settings):
-    """Raise UsageError unless the value of each field, an option(), of a dataclass is in its range."""
-    for field in dataclasses.fields(settings):
-        about = field.metadata
-        if about["choices"] is None:
-            name = about["short"] or option_name(field.name)
-            require_range(name, getattr(settings, field.name), about["low"], about["high"])
+def number(kind, low, high):
+    """Return a function that reads a number, an int or a float by `kind`, for add_argument()'s `type`.
 
+    It raises ArgumentTypeError unless the number lies between `low` and `high`; NaN never does.
+    """
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if low <= value <= high:
+            return value
+        expected = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text}: expected a {expected} from {low:,} to {high:,}")
 
-def require_range(option, value, low, high):
-    """Raise UsageError unless the `value` of `option` lies between `low` and `high`; NaN never does."""
-    if not low <= value <= high:
-        raise UsageError(f"{option} {value}: must be between {low:,} and {high:,}")
+    return read
 
 
 @contextmanager

@@ -49,9 +49,14 @@ def multiplies_bfloat16(device):
     """Return whether `device` has arithmetic in bfloat16, which PyTorch emulates elsewhere."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.machine() in ("arm64", "aarch64"):
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # on x86_64 it counts the emulation, too
-    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()  # as do all processors with AMX
+    if device.type != "cpu":
+        return True
+    try:
+        if platform.machine() in ("arm64", "aarch64"):
+            return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # on x86_64 it counts the emulation, too
+        return torch.cpu._is_avx512_bf16_supported()  # as do all processors with AMX
+    except AttributeError:  # private functions, which PyTorch may rename
+        return True
 
 
 class Processes:
@@ -94,10 +99,6 @@ class Processes:
         time.sleep(0.1)  # PyTorch 2.6 holds the GIL while it waits for gloo's threads, which need it to end
         dist.destroy_process_group()
 
-    def no_progress(self):
-        """Return tqdm's `disable`: a bar is shown by rank 0 alone, and (None) only on a terminal."""
-        return None if self.rank == 0 else True
-
     def on_rank_0(self, function, *args):
         """Call `function(*args)` on rank 0 alone; every process returns its result or raises its error."""
         result = error = None
@@ -119,7 +120,10 @@ class Processes:
         return torch.nn.parallel.DistributedDataParallel(model) if self.world_size > 1 else model
 
     def mean(self, value, count):
-        """Return the mean of a scalar tensor over all images, of which this process has `count`, a float."""
+        """Return a mean over the images of all processes, a float.
+
+        `value` is the mean over those of this process, a scalar tensor, and `count` their number.
+        """
         if self.world_size == 1:
             return value.item()
         sums = torch.stack([value * count, torch.full_like(value, count)])
@@ -134,10 +138,11 @@ class Processes:
         has received, or 0: one alone must not stop, since the others would wait for it for ever. In a thread,
         where Python allows no handlers, signals keep their effect.
         """
-        received = [0]
+        received = 0
 
         def note(signum, _):
-            received.append(signum)
+            nonlocal received
+            received = signum
             for number in before:
                 signal.signal(number, signal.SIG_DFL)
             if self.rank == 0:  # os.write: print() must not interrupt itself
@@ -145,7 +150,7 @@ class Processes:
                             b"the last save\n")
 
         def requested():
-            signum = torch.tensor(received[-1], device=self.device)
+            signum = torch.tensor(received, device=self.device)
             if self.world_size > 1:
                 dist.all_reduce(signum, dist.ReduceOp.MAX)
             return signum.item()

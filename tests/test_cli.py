@@ -1,3 +1,4 @@
+import argparse
 import os
 import signal
 import subprocess
@@ -51,13 +52,18 @@ def test_of_several_processes_on_a_machine_the_first_speaks(capsys, monkeypatch)
         assert capsys.readouterr().err.count("\n") == lines
 
 
-@pytest.mark.parametrize("value, fits", [(1, True), (8, True), (784, True), (0, False), (785, False),
-                                         (float("nan"), False), (float("inf"), False)])
-def test_ranges_hold_their_ends_and_no_nan(value, fits):
-    if fits:
-        return cli.require_range("-z", value, 1, 784)
-    with pytest.raises(UsageError, match="^-z .*: must be between 1 and 784$"):
-        cli.require_range("-z", value, 1, 784)
+@pytest.mark.parametrize("kind, text, value", [(int, "1", 1), (int, "784", 784), (float, "1.5", 1.5)])
+def test_numbers_within_their_range_are_read(kind, text, value):
+    assert cli.number(kind, 1, 784)(text) == value
+
+
+@pytest.mark.parametrize("kind, text", [(int, "0"), (int, "785"), (int, "1.5"), (int, "eight"),
+                                        (float, "0.9"), (float, "nan"), (float, "inf"), (float, "1,5"),
+                                        (int, "9" * 5000)])
+def test_other_numbers_are_refused_with_what_is_expected(kind, text):
+    expected = "whole number" if kind is int else "number"
+    with pytest.raises(argparse.ArgumentTypeError, match=f"^{text}: expected a {expected} from 1 to 784$"):
+        cli.number(kind, 1, 784)(text)
 
 
 def test_lab1s_help_fits_a_screen(capsys, monkeypatch):

@@ -236,13 +236,13 @@ def test_too_little_memory_is_one_line(error, folder, refused, monkeypatch):
 
 
 MISTAKES = [
-    (["-z", "0"], "-z 0: must be between 1 and ", 2),
-    (["-z", "eight"], "invalid int value: 'eight'", 2),
-    (["-b", "0"], "-b 0: must be between 1 and ", 2),
-    (["-e", "-1"], "-e -1: must be between 0 and ", 2),
-    (["--noise", "-1"], "--noise -1.0: must be between 0 and ", 2),
-    (["--lr", "nan"], "--lr nan: must be between 0 and ", 2),
-    (["--seed", "-1"], "--seed -1: must be between 0 and ", 2),
+    (["-z", "0"], "argument -z/--bottleneck: 0: expected a whole number from 1 to 784", 2),
+    (["-z", "eight"], "argument -z/--bottleneck: eight: expected a whole number from 1 to 784", 2),
+    (["-b", "0"], "0: expected a whole number from 1 to ", 2),
+    (["-e", "-1"], "-1: expected a whole number from 0 to ", 2),
+    (["--noise", "-1"], "-1: expected a number from 0 to ", 2),
+    (["--lr", "0,003"], "argument --lr: 0,003: expected a number from 0 to ", 2),
+    (["--seed", "-1"], "-1: expected a whole number from 0 to ", 2),
     (["--device", "abacus"], "--device abacus is unavailable (0 CUDA GPUs were found): use cpu", 2),
     (["--dataset", "imagenet"], "invalid choice: 'imagenet'", 2),
     *((f"{dash}z 3".split(), f"{dash}z begins with a long dash, which looks like a minus sign", 2)
@@ -252,16 +252,16 @@ MISTAKES = [
     (["--epoch-count", "3"], "unrecognized arguments: --epoch-count", 2),
     (["-p", "loss.xyz"], "loss.xyz: matplotlib cannot write this format", 2),
     (["-s", "same.png", "-p", "./same.png"], "need four different names", 2),
-    (["-s", "."], "not a regular file", 1),
+    (["-s", "."], ". is a folder: give the name of a file", 1),
     (["-s", "x" * 250], "File name too long", 1),
     (["-s", "x" * 300], "File name too long", 1),
-    (["-b", "99999999999999999999"], "must be between 1 and 1,000,000,000", 2),
+    (["-b", "99999999999999999999"], "expected a whole number from 1 to 1,000,000,000", 2),
     (["-s", "file/model.pth"], "/file is not a folder", 1),
-    (["-s", "folder"], "folder is not a regular file", 1),
+    (["-s", "folder"], "folder is a folder: give the name of a file", 1),
     (["-p", "/dev/null"], "/dev/null is not a regular file", 1),
-    (["-p", "folder"], "folder is not a regular file", 1),
-    (["-p", "notes.png"], "notes.csv is not a regular file", 1),
-    (["--resume", "-s", "text.pth"], "text.ckpt is damaged, or not written by torch.save", 1),
+    (["-p", "folder"], "folder is a folder", 1),
+    (["-p", "notes.png"], "notes.csv is a folder", 1),
+    (["--resume", "-s", "text.pth"], "text.ckpt was not written by torch.save, or is damaged", 1),
     (["--dataset", "mnist", "--data-dir", "nowhere"], "put mnist's four files into nowhere/MNIST/raw", 1),
 ]
 
