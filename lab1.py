@@ -28,10 +28,11 @@ def reconstruction(lab, figure):
     """Step 4: draw input | output; return the numbers over the whole test set."""
     errors = metrics.mse_per_image(lab.model(lab.images), lab.images)
     mse = errors.mean().item()
-    pca_mse = metrics.pca_mse(lab.pca[2], lab.model.fc2.out_features)
+    units = lab.model.fc2.out_features
+    pca_mse = lab.pca_mse[units]
     of_digits = {digit: errors[lab.labels == digit].mean().item() for digit in lab.labels.unique().tolist()}
     print_mse("reconstruction", mse)
-    print_mse(f"PCA, {lab.model.fc2.out_features} components", pca_mse)
+    print_mse(f"PCA, {units} components", pca_mse)
     print_row("digit", of_digits)
     print_row("its MSE", of_digits.values(), ".4f")
     if mse > pca_mse:
@@ -43,9 +44,8 @@ def reconstruction(lab, figure):
     own = {name: x for name, x, row in zip(lab.shown.names, errors, lab.shown.rows) if row is None}
     for name in own:
         print_mse(name, own[name])
-    places = "picture | input | output" if any(lab.shown.photos) else "input | output"
     title = (f"Reconstruction on {lab.dataset} by {lab.weights}\n"
-             f"{places}. MSE over the whole test set: {mse:.4f}, PCA's {pca_mse:.4f}")
+             f"input | output. MSE over the whole test set: {mse:.4f}, PCA's {pca_mse:.4f}")
     captions = [f"{name}: MSE {error:.4f}" for name, error in zip(lab.shown.names, errors)]
     figures.photo_rows(figure, title, lab.shown.photos, [lab.shown.images, outputs], captions)
     return {"mse": mse, "psnr_db": metrics.psnr(mse), "pca_mse": pca_mse,
@@ -78,10 +78,11 @@ def denoising(lab, figure):
     shown, rows = lab.shown.images, [row or 0 for row in lab.shown.rows]  # own pictures: image 0's noise
     noisy = shown + lab.noise * lab.normal[rows]
     errors = errors_with_noise(lab, shown, lab.normal[rows])
-    captions = [f"{name}: {a:.4f} ({b:.4f}) → {c:.4f}" for name, a, b, c in zip(lab.shown.names, *errors)]
+    captions = [f"{name}: {a:.4f} → {b:.4f}" for name, a, _, b in zip(lab.shown.names, *errors)]
     title = (f"Denoising on {lab.dataset} by {lab.weights}: clean | with {lab.noise:g} × noise | output\n"
-             f"MSE over the whole test set: {numbers['clipped_mse']:.4f} as drawn, clipped "
-             f"({numbers['noisy_mse']:.4f} unclipped) → {numbers['mse']:.4f}\n{closer}")
+             f"MSE of the noisy image, clipped as drawn → of the output. Over the whole test set: "
+             f"{numbers['clipped_mse']:.4f} ({numbers['noisy_mse']:.4f} unclipped) → {numbers['mse']:.4f}\n"
+             f"{closer}")
     figures.image_rows(figure, title, [shown, noisy.clamp(0, 1), lab.model(noisy)], captions)
     return numbers | {"noisy_psnr_db": metrics.psnr(numbers["noisy_mse"]),
                       "psnr_db": metrics.psnr(numbers["mse"]), "mse_at_noise": levels}
@@ -142,28 +143,27 @@ def codes(lab, figure):
     Return the plane's share of the codes' variance, and of how many images the nearest other one is of the
     same digit: by their codes, by PCA's codes of that size and by all pixels.
     """
-    codes = lab.model.encode(lab.images)
-    units = codes.shape[1]
-    pca_mean, components, _ = lab.pca
-    pca_codes = (lab.images - pca_mean) @ components[:units].T
-    centre, axes, share = metrics.plane(codes)
+    encoded = lab.model.encode(lab.images)
+    units = encoded.shape[1]
+    pca_codes = (lab.images - lab.images.mean(0)) @ lab.components[:units].T
+    centre, axes, share = metrics.plane(encoded)
     same, pca_same, pixels_same = (metrics.neighbour_accuracy(vectors, lab.labels)
-                                   for vectors in (codes, pca_codes, lab.images))
+                                   for vectors in (encoded, pca_codes, lab.images))
     neighbours = (f"nearest neighbour of the same digit: {same:.1%} by code, {pca_same:.1%} by PCA with "
                   f"{units} numbers, {pixels_same:.1%} by all pixels")
     print(f"the plane that codes.png draws holds {share:.1%} of the codes' variance")
     print(neighbours)
 
-    coordinates = (codes - centre) @ axes.T
+    coordinates = (encoded - centre) @ axes.T
     if units == 1:  # no second coordinate: each digit gets a height of its own
-        coordinates[:, 1] = lab.labels + 0.2 * metrics.normal_like(codes[:, 0], lab.seed)
+        coordinates[:, 1] = lab.labels + 0.2 * metrics.normal_like(encoded[:, 0], lab.seed)
     low = coordinates.quantile(0.002, 0)
     size = (coordinates.quantile(0.998, 0) - low).clamp(min=1e-6)
-    x, y = low[:, None] + size[:, None] * (torch.arange(15).to(codes) + 0.5) / 15  # the centres of the images
+    x, y = low[:, None] + size[:, None] * (torch.arange(15).to(encoded) + 0.5) / 15  # images' centres
     grid = torch.stack(torch.meshgrid(x, y.flip(0), indexing="xy"), -1)
     decoded = lab.model.decode((centre + grid @ axes).clamp(min=0))
 
-    random = lab.model.decode(metrics.random_like(codes, 10, lab.seed))
+    random = lab.model.decode(metrics.random_like(encoded, 10, lab.seed))
     pairs = torch.stack([random, lab.images[metrics.nearest(random, lab.images)]], 1)
     title = (f"Codes of {lab.weights} on {lab.dataset}: {share:.1%} of their variance is in this plane\n"
              f"{neighbours}")
@@ -200,9 +200,12 @@ def parse(argv):
     add = parser.add_argument_group("experiments").add_argument
     add("--step", type=int, choices=STEPS, nargs="+", default=[], metavar="N",
         help="4 reconstruction, 5 denoising, 6 interpolation (default: all)")
-    add("--noise", type=float, default=0.2, metavar="X", help="of step 5: X * N(0, 1) (default: %(default)s)")
-    add("--steps", type=int, default=8, metavar="N", help="images in between (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of noise and random codes (default: %(default)s)")
+    add("--noise", type=cli.number(float, 0, 10**6), default=0.2, metavar="X",
+        help="of step 5: X * N(0, 1) (default: %(default)s)")
+    add("--steps", type=cli.number(int, 2, 100), default=8, metavar="N",
+        help="of step 6: images in between (default: %(default)s)")
+    add("--seed", type=cli.number(int, 0, 2**63 - 1), default=0, metavar="N",
+        help="of noise and random codes (default: %(default)s)")
     add = parser.add_argument_group("results").add_argument
     add("--out", type=Path, metavar="DIR", help="their folder (default: outputs/<weights>)")
     add("--format", choices=("png", "pdf", "svg"), default="png", help="of figures (default: %(default)s)")
@@ -210,12 +213,12 @@ def parse(argv):
     add("--no-show", action="store_true", help="open no windows and no browser")
     cli.add_data_options(parser, data.DATASETS, "the weights' own, or as train.py")
     args = parser.parse_args(argv)
-    cli.require_range("--noise", args.noise, 0, 10**6)
-    cli.require_range("--steps", args.steps, 2, 100)
-    cli.require_range("--seed", args.seed, 0, 2**63 - 1)
     if args.explore:
         parser.refuse("--explore", args, "index", "step", "noise", "steps", "format")
-    if len(args.load) > 1 or args.load[0].is_dir():
+    args.compared = comparison.find(args.load)
+    if args.compared == args.load[:1]:
+        args.compared = []
+    else:
         parser.refuse("-l with several files", args, "index", "step", "steps", "format", "explore")
     return args
 
@@ -225,13 +228,12 @@ def main(argv=None):
     with cli.errors_in_one_line("lab1.py"), torch.inference_mode():
         args = parse(argv)
         device = choose_device(args.device)
-        paths = comparison.find(args.load)
-        if paths != args.load[:1]:
-            ok = comparison.compare(paths, load, args, device, args.out or Path("outputs", "comparison"))
-            sys.exit(not ok)
+        if args.compared:
+            out = args.out or Path("outputs", "comparison")
+            sys.exit(not comparison.compare(args.compared, load, args, device, out))
         model, record = load(args.load[0])
         lab = testset.set_up(args, model, record, device)
-        out = args.out or results.default_folder(args.load[0], args.index)
+        out = args.out or results.default_folder(args, record)
         if args.explore:
             results.explore(lab, args, record, out)
         else:

@@ -1,7 +1,5 @@
 """Several networks, measured on the same images: a line each, a table, comparison.csv and two figures."""
 
-import csv
-import io
 import math
 import os
 from pathlib import Path
@@ -14,9 +12,10 @@ from tqdm import tqdm
 from labkit import LabError, UsageError, data, figures, files, metrics, testset
 
 MAX_DRAWN = 12  # networks in comparison.png
-COLUMNS = ("network", "dataset", "units", "live_units", "mse", "psnr_db", "pca_mse", "times_pca",
+COLUMNS = ("network", "dataset", "epochs", "units", "live_units", "mse", "psnr_db", "pca_mse", "times_pca",
            "denoised_mse", "neighbour_accuracy", "error")
-HEADER = f"{'network':28}  {'data set':13}  units  live     MSE  PSNR  x PCA  denoised  neighbours"
+HEADER = (f"{'network':28}  {'data set':13}  epochs  units  live     MSE  PSNR  x PCA  denoised  "
+          "neighbours")
 EXPLANATION = ("x PCA: the MSE, divided by PCA's with as many numbers; denoised: the MSE for noisy inputs;\n"
                "neighbours: images whose nearest other code is of the same digit")
 
@@ -69,7 +68,8 @@ def compare(paths, load, args, device, out):
             dataset = args.dataset or data.trained_on(record)
             if dataset not in test_sets:
                 test_sets[dataset] = testset.load(dataset, args.data_dir, args.seed, device)
-            networks.append(measure(name, model.to(device), test_sets[dataset], args.noise))
+            epochs = record["epochs"] if record else "?"
+            networks.append(measure(name, epochs, model.to(device), test_sets[dataset], args.noise))
         except (LabError, OSError) as error:
             failed[name] = " ".join(str(error).split())
 
@@ -79,7 +79,8 @@ def compare(paths, load, args, device, out):
     print("\n".join([HEADER, *map(line, rows), *reasons, EXPLANATION]))
     for path in written:
         path.unlink(missing_ok=True)  # an older one could show other networks
-    files.write(written[0], to_csv(rows, failed))
+    errors = [{"network": name, "error": reason} for name, reason in failed.items()]
+    files.write_csv(written[0], COLUMNS, rows + errors)
     if networks:
         draw_digits(networks, written[1])
     if len({row["units"] for row in rows}) > 1:
@@ -88,16 +89,19 @@ def compare(paths, load, args, device, out):
     return not failed
 
 
-def measure(name, model, test, noise):
-    """Return the Network of a model called `name`. Raises LabError if its numbers are not finite."""
+def measure(name, epochs, model, test, noise):
+    """Return the Network of a `model` called `name`, trained for `epochs`, a number or "?".
+
+    Raises LabError if its numbers are not finite.
+    """
     codes = model.encode(test.images)
     mse = metrics.mse(model, test.images, test.images).item()
     if not math.isfinite(mse):
         raise LabError("its outputs are not finite: train it again with a lower --lr")
     units = codes.shape[1]
-    pca_mse = metrics.pca_mse(test.pca[2], units)
+    pca_mse = test.pca_mse[units]
     denoised_mse = metrics.mse(model, test.images + noise * test.normal, test.images)
-    row = {"network": name, "dataset": test.dataset, "units": units,
+    row = {"network": name, "dataset": test.dataset, "epochs": epochs, "units": units,
            "live_units": int((codes > 0).any(0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
            "pca_mse": pca_mse, "times_pca": mse / max(pca_mse, 1e-12), "denoised_mse": denoised_mse.item(),
            "neighbour_accuracy": metrics.neighbour_accuracy(codes, test.labels)}
@@ -106,19 +110,9 @@ def measure(name, model, test, noise):
 
 def line(row):
     """Return the line of a table that shows `row`, the numbers of a network."""
-    return (f"{figures.label(row['network'], 28):28}  {row['dataset']:13}  {row['units']:5}  "
-            f"{row['live_units']:4}  {row['mse']:6.4f}  {row['psnr_db']:4.1f}  {row['times_pca']:5.2f}  "
-            f"{row['denoised_mse']:8.4f}  {row['neighbour_accuracy']:10.1%}")
-
-
-def to_csv(rows, failed):
-    """Return the bytes of a CSV file of `rows` and, by name, why other files `failed`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    writer.writerows({"network": name, "error": reason} for name, reason in failed.items())
-    return text.getvalue().encode()
+    return (f"{figures.label(row['network'], 28):28}  {row['dataset']:13}  {row['epochs']:>6}  "
+            f"{row['units']:5}  {row['live_units']:4}  {row['mse']:6.4f}  {row['psnr_db']:4.1f}  "
+            f"{row['times_pca']:5.2f}  {row['denoised_mse']:8.4f}  {row['neighbour_accuracy']:10.1%}")
 
 
 def draw_digits(networks, path):
@@ -134,7 +128,7 @@ def draw_digits(networks, path):
     digits = test.images[testset.first_of_each(test.labels)]
     rows = torch.stack([digits, *(network.outputs for network in drawn)])
     figures.image_column(figure, title, rows.unbind(1), ["test images", *captions])
-    figures.sign(figure, small_print(test))
+    figures.sign(figure, measured_on(test))
     files.write(path, figures.to_bytes(figure))
 
 
@@ -143,11 +137,11 @@ def draw_sizes(networks, path):
     figure = Figure((7, 4.5))
     tests = {network.test.dataset: network.test for network in networks}
     figures.size_curve(figure, [network.row for network in networks],
-                       {name: test.pca[2] for name, test in tests.items()})
-    figures.sign(figure, "; ".join(map(small_print, tests.values())))
+                       {name: test.pca_mse for name, test in tests.items()})
+    figures.sign(figure, "; ".join(map(measured_on, tests.values())))
     files.write(path, figures.to_bytes(figure))
 
 
-def small_print(test):
+def measured_on(test):
     """Return on what networks were measured, in words."""
     return f"measured on the {len(test.images):,} test images of {test.dataset}"

@@ -62,7 +62,10 @@ def batches(images, batch_size, seed, epoch, rank=0, world_size=1):
 
 
 def noise_seed(seed, epoch, rank):
-    """Return the seed of an epoch's noise in one process, which is no other's, nor that of the shuffling."""
+    """Return the seed of an epoch's noise in one process: each epoch and process has its own.
+
+    So has the shuffling: noise that repeated its numbers would depend on the order of the images.
+    """
     return zlib.crc32(f"noise {seed} {epoch} {rank}".encode())
 
 
@@ -102,8 +105,8 @@ def load(dataset, data_dir, *splits):
               file=sys.stderr)
         return load("glyphs", data_dir, *splits)
 
-    others = [file for file in files if checksum(tensors[file]) != MNIST_CHECKSUMS[file]]
-    if name == "mnist" and others:
+    others = [file for file in files if name == "mnist" and checksum(tensors[file]) != MNIST_CHECKSUMS[file]]
+    if others:
         name = NOT_MNIST
         print(f"warning: {', '.join(others)} in {data_dir}: not MNIST's, so the results are called {name}",
               file=sys.stderr)

@@ -2,8 +2,6 @@
 
 import io
 import math
-import os
-import sys
 import warnings
 
 import numpy as np
@@ -122,20 +120,22 @@ def image_rows(figure, title, tiles, captions, columns=5, width=None, bottom=BOT
 
 
 def photo_rows(figure, title, photos, tiles, captions):
-    """Draw image_rows(), and left of each the picture that it was read from, if `photos` has its Digit.
+    """Draw image_rows(), and before each image that was read from a picture that picture.
 
-    A frame shows what was taken for the digit.
+    `photos` has the Digit of such an image, else None. A frame shows what was taken for the digit.
     """
-    if not any(photos):
-        return image_rows(figure, title, tiles, captions)
-    blank = torch.ones_like(tiles[0])
-    for axes, photo in zip(image_rows(figure, title, [blank, *tiles], captions), photos):
+    counts = torch.tensor([2 if photo else 1 for photo in photos])
+    tiles = [tile.repeat_interleave(counts.to(tile.device), 0) for tile in tiles]
+    captions = [text for photo, caption in zip(photos, captions)
+                for text in (["the picture, its digit framed"] if photo else []) + [caption]]
+    axes = image_rows(figure, title, tiles, captions)
+    for photo, place in zip(photos, (counts.cumsum(0) - counts).tolist()):
         if photo:
-            inset = axes.inset_axes((0, 0, 1 / (len(tiles) + 1), 1))
-            inset.imshow(photo.grey.numpy(), cmap="gray", vmin=0, vmax=1)
+            axes[place].images[0].remove()
+            axes[place].imshow(photo.grey.numpy(), cmap="gray", vmin=0, vmax=1)
             top, left, bottom, right = photo.frame
-            inset.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="tab:red"))
-            inset.axis("off")
+            frame = Rectangle((left, top), right - left, bottom - top, fill=False, color="tab:red")
+            axes[place].add_patch(frame)
 
 
 def image_column(figure, title, tiles, captions):
@@ -175,7 +175,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
 
     marker = dict(marker="^", color="tab:red", markersize=5, linestyle="none")
     legend = ("each row moves one unit over the range of 98% of the test images\n"
-              "importance: how much the error rises with the unit held at its mean, as a share of all rises")
+              "importance: its share of what holding each unit at its mean adds to the error")
     first_axes.legend(handles=[Line2D([], [], label="this image's value", **marker)], loc="center right",
                       title=legend, fontsize=7, title_fontsize=7, frameon=False, handletextpad=0.1)
     for axes, position in zip(unit_axes, positions.tolist()):
@@ -205,8 +205,8 @@ def code_map(figure, title, names, coordinates, labels, low, high, decoded, pair
             dots.text(*np.median(of_digit, 0), str(digit), fontsize=15, weight="bold", ha="center",
                       va="center", color="white", path_effects=outline)
 
-    plane = figure.add_axes((0.55, 0.29, 0.43, 0.57), title="images decoded from the same plane",
-                            xlabel=names[0])
+    plane = figure.add_axes((0.56, 0.29, 0.42, 0.57), title="images decoded from the same plane",
+                            xlabel=names[0], ylabel=names[1])
     plane.imshow(tiled(decoded), cmap="gray", vmin=0, vmax=1, aspect="auto",
                  extent=(left, right, bottom, top))
     strip = figure.add_axes((0.06, 0.04, 0.92, 0.15))
@@ -224,16 +224,18 @@ def tiled(images, size=28):
     return picture.reshape(rows * size, columns * size).numpy(force=True)
 
 
-def size_curve(figure, rows, variances):
-    """Draw the MSE of each network, in `rows`, over its units, and PCA's from the data sets' `variances`."""
+def size_curve(figure, rows, pca_mse):
+    """Draw the MSE of each network, in `rows`, over its units, and PCA's.
+
+    `pca_mse` has, for the name of each data set, the list of PCA's with 0, 1, ... components.
+    """
     figure.subplots_adjust(left=0.15, right=0.97, bottom=0.17, top=0.92)
     axes = figure.add_subplot(title="Test MSE and size of the code", xlabel="units, or components of PCA",
                               ylabel="MSE over the whole test set", xscale="log", yscale="log")
     largest = max(row["units"] for row in rows)
-    for color, (name, of_components) in zip(COLORS, variances.items()):
-        sizes = range(1, min(2 * largest, len(of_components) - 1) + 1)
-        left_out = of_components.flip(0).cumsum(0).flip(0) / len(of_components)
-        axes.plot(sizes, left_out[1 : len(sizes) + 1].tolist(), color=color, alpha=0.6, label=f"PCA, {name}")
+    for color, (name, linear) in zip(COLORS, pca_mse.items()):
+        sizes = range(1, min(2 * largest, len(linear) - 2) + 1)  # the error of all 784 is 0
+        axes.plot(sizes, [linear[size] for size in sizes], color=color, alpha=0.6, label=f"PCA, {name}")
         own = [row for row in rows if row["dataset"] == name]
         axes.plot([row["units"] for row in own], [row["mse"] for row in own], "o", color=color,
                   label=f"networks, {name}")
@@ -246,28 +248,3 @@ def size_curve(figure, rows, variances):
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-
-
-def has_display():
-    """Return whether a window can open; only Linux can be without a display."""
-    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-
-
-def show(named_figures):
-    """Show Figures, a dict by name, in windows until they are closed, where windows can open.
-
-    A backend that fails is a warning: the files were drawn without any.
-    """
-    if not has_display():
-        return
-    try:
-        import matplotlib.pyplot as plt
-
-        for name, figure in named_figures.items():
-            plt.figure(FigureClass=lambda *_, figure=figure, **__: figure)
-            figure.canvas.manager.set_window_title(name)
-        if figure.canvas.required_interactive_framework:
-            print("close the windows to end the command")
-            plt.show()
-    except Exception as error:  # a backend is any module
-        print(f"warning: no windows: {error}", file=sys.stderr)

@@ -57,8 +57,8 @@ def texts(words, data):
         "lesson": f"An autoencoder squeezes an image through few numbers, 784 pixels → 392 → {numbers} → 392 "
                   f"→ 784 pixels, and learns to give it back. {trained(data['record'])} On {images} of "
                   f"{words.title} its mean squared error (MSE) is {data['mse']:.4f}; PCA, the best linear "
-                  f"code, has {data['pcaErrors'][units]:.4f} with as many numbers and needs {equal(data)} to "
-                  "do as well.",
+                  f"code, has {data['pcaErrors'][units]:.4f} with as many numbers and needs "
+                  f"{components_needed(data)} to do as well.",
         "map-hint": f"{axes.get(units, plane)} Dots are test images; behind them is what the decoder paints "
                     "there. Move over it, drag, or tap a dot. Ring: the code; dashed: the image held.",
         "input-hint": f"Random: one of the {len(data['index'])} here. Worst: the largest MSE of all "
@@ -79,13 +79,13 @@ def trained(record):
     """Return a sentence on how the weights came about; `record` is that of explore_page()."""
     if record is None:
         return "How this one was trained is not recorded."
-    noise = record["settings"]["noise"]
-    how = f"to remove noise of {noise:g}" if noise else "without noise"
+    noise = record["settings"].get("noise", 0)
+    how = f"to remove noise of {noise}" if noise else "without noise"
     dataset = words(record["dataset"]).title
     return f"This one was trained on {dataset} for {amount(record['epochs'], 'epoch')}, {how}."
 
 
-def equal(data):
+def components_needed(data):
     """Return the number of components with which PCA does as well as the network."""
     return next((k for k, error in enumerate(data["pcaErrors"]) if error <= data["mse"]), 784)
 
@@ -102,7 +102,7 @@ def experiments(words, data, codes):
     code = codes[data["labels"].index(rich)].tolist()
     code[best] = data["high"][best]
     code = ",".join(f"{value:.5g}" for value in code)
-    enough = min(max(equal(data), 1), data["pca"]["count"])
+    enough = min(max(components_needed(data), 1), data["pca"]["count"])
     choices = [
         ({a, b}, f"Where does {words.names[a]} become {words.names[b]}?",
          f"from=class{a}&input=class{b}&mix=0.5",

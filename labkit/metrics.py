@@ -52,13 +52,14 @@ def pca(vectors):
     return mean, (components * signs).to(vectors), variances.flip(0).clamp(min=0).to(vectors)
 
 
-def pca_mse(variances, components):
-    """Return the MSE of the best linear code of `components` numbers, from the `variances` of pca(images).
+def pca_mse(variances):
+    """Return the MSE of the best linear codes of 0, 1, ... n numbers, a list; `variances` (n,) are pca()'s.
 
     It is the variance that a PCA of these very images leaves out: no linear autoencoder of that size can do
     better on them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
     """
-    return variances[components:].sum().item() / len(variances)
+    left_out = variances.double().cpu().flip(0).cumsum(0).flip(0) / len(variances)
+    return [*left_out.tolist(), 0.0]
 
 
 def plane(codes):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from labkit import LabError, lesson, metrics
+from labkit import lesson, metrics
 from labkit.metrics import mse_per_image
 
 MAX_UNITS = 64
@@ -18,25 +18,14 @@ PER_CLASS, WORST = 30, 20  # test images in the page
 MAX_COMPONENTS = 40  # of PCA in the page
 
 
-class PageError(LabError):
-    """A model that the page cannot show; the text says why."""
-
-
-def require_room(model):
-    """Raise PageError if `model` has more than MAX_UNITS units."""
-    units = model.fc2.out_features
-    if units > MAX_UNITS:
-        raise PageError(f"{units} units: the page has room for {MAX_UNITS}")
-
-
 @torch.inference_mode()
-def explore_page(model, images, labels, importance, dataset, weights_name, record):
+def explore_page(model, images, labels, dataset, weights_name, record):
     """Return explore.html as text, with `model`, an autoencoderMLP4Layer of 1 to MAX_UNITS units, in it.
 
-    `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9, `importance`
-    (N_bottleneck,) fractions that sum to 1, or all 0; `dataset` and `weights_name` are shown as they are.
-    `record` says how the weights were trained, {"dataset", "epochs", "settings": {"noise", ...}}, or is None.
-    Codes and outputs must be finite. All numbers but "mse" and importance are those of the rounded weights.
+    `images` are the whole test set, float32 (N, 784) in [0, 1], `labels` int64 (N,) from 0 to 9; `dataset`
+    and `weights_name` are shown as they are. `record` says how the weights were trained, {"dataset",
+    "epochs", "settings"}, or is None. Codes and outputs must be finite. All numbers but "mse" and
+    "importance" are those of the rounded weights.
     """
     rounded, layers = round_weights(model)
     codes = rounded.encode(images)
@@ -52,7 +41,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
         "mse": mse_per_image(model(images), images).mean().item(),
         "roundedMse": errors.mean().item(),
         "layers": layers,
-        "importance": importance.tolist(),
+        "importance": metrics.importance(model, model.encode(images), images).tolist(),
         "low": codes.amin(0).tolist(),
         "high": codes.amax(0).tolist(),
         "index": chosen,
@@ -62,7 +51,7 @@ def explore_page(model, images, labels, importance, dataset, weights_name, recor
         "codes": pack(codes[chosen]),
         "map": {"centre": centre.tolist(), "axes": axes.tolist(), "variance": variance},
         "pca": {"count": MAX_COMPONENTS, **pack_layer(*round_rows(components[:MAX_COMPONENTS]), mean)},
-        "pcaErrors": [round(metrics.pca_mse(variances, count), 6) for count in range(len(variances) + 1)],
+        "pcaErrors": [round(error, 6) for error in metrics.pca_mse(variances)],
     }
     words = lesson.words(dataset)
     data |= {"thing": words.a, "names": words.names, "texts": lesson.texts(words, data),

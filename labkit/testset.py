@@ -20,7 +20,8 @@ class TestSet(NamedTuple):
     images: torch.Tensor
     labels: torch.Tensor  # int64 (N,)
     normal: torch.Tensor  # N(0, 1) for every pixel of the images
-    pca: tuple  # mean, components and variances of the images
+    components: torch.Tensor  # the principal components of the images, (784, 784)
+    pca_mse: list  # with 0 to 784 of them
 
 
 class Shown(NamedTuple):
@@ -39,12 +40,13 @@ class Lab(NamedTuple):
     """What every experiment of lab1.py gets: a network, the fields of a TestSet, and its options."""
 
     model: torch.nn.Module
-    weights: str  # their file, as figures show it
+    weights: str  # the name of their file in figures
     dataset: str
     images: torch.Tensor
     labels: torch.Tensor
     normal: torch.Tensor
-    pca: tuple
+    components: torch.Tensor
+    pca_mse: list
     shown: Shown  # the images to draw
     noise: float  # of step 5
     steps: int  # of step 6
@@ -58,7 +60,9 @@ def load(dataset, data_dir, seed, device):
     """
     name, (images, labels) = data.load(dataset, data_dir, "test")
     images = data.to_float(images.to(device))
-    return TestSet(name, images, labels.to(device), metrics.normal_like(images, seed), metrics.pca(images))
+    _, components, variances = metrics.pca(images)
+    normal = metrics.normal_like(images, seed)
+    return TestSet(name, images, labels.to(device), normal, components, metrics.pca_mse(variances))
 
 
 def set_up(args, model, record, device):
@@ -116,7 +120,7 @@ def parse_words(words, labels, errors):
             found = [word] if Path(word).suffix or os.path.isfile(word) else []
         if not found:
             raise UsageError(f"-i {word}: expected an index from 0 to {len(labels) - 1}, worst, best, "
-                             "digit=0 ... digit=9 or a picture file")
+                             "digit=0 ... digit=9 or a picture file, with spaces in between")
         chosen += found
 
     if len(chosen) > MAX_SHOWN:

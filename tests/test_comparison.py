@@ -33,8 +33,8 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_are_compared(folder,
     for row in rows:  # some units are 0 on some images
         codes = load(f"nets/{row['network']}")[0].encode(images)
         assert int(row["live_units"]) == (codes > 0).any(0).sum() > (codes > 0).all(0).sum()
-    assert failed["network"] == "text.pth" and "damaged, or not written by torch.save" in failed["error"]
-    assert "\ntext.pth: nets/text.pth is damaged" in capsys.readouterr().out
+    assert failed["network"] == "text.pth" and "not written by torch.save, or is damaged" in failed["error"]
+    assert "\ntext.pth: nets/text.pth was not written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("paths, names", [

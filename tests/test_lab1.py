@@ -58,13 +58,19 @@ def test_what_will_be_replaced_is_said_before_the_work(weights, folder, capsys):
     assert sorted(os.listdir("out")) == ["codes.png", "reconstruction.png"]
 
 
-@pytest.mark.parametrize("path, chosen, folder", [
-    ("model.pth", False, "outputs/model"),
-    ("outputs/mnist/model.pth", False, "outputs/mnist-model"),
-    ("../theirs/a.pth", True, "outputs/theirs-a/chosen"),
+@pytest.mark.parametrize("options, trained_on, folder", [
+    ("-l model.pth", "mnist", "outputs/model"),
+    ("-l outputs/mnist/model.pth", None, "outputs/mnist-model"),
+    ("-l ../theirs/a.pth -i 3", None, "outputs/theirs-a/chosen"),
+    ("-l model.pth --dataset mnist", "mnist", "outputs/model"),
+    ("-l model.pth --dataset mnist", "not-mnist", "outputs/model"),
+    ("-l model.pth --dataset mnist", None, "outputs/model"),
+    ("-l model.pth --dataset glyphs", "mnist", "outputs/model/glyphs"),
+    ("-l model.pth --dataset glyphs -i 3", "mnist", "outputs/model/glyphs/chosen"),
 ])
-def test_results_of_other_weights_and_other_images_go_elsewhere(path, chosen, folder):
-    assert results.default_folder(Path(path), chosen) == Path(folder)
+def test_results_of_other_weights_data_and_images_go_elsewhere(options, trained_on, folder):
+    record = trained_on and {"dataset": trained_on, "epochs": 1, "settings": {}}
+    assert results.default_folder(lab1.parse(options.split()), record) == Path(folder)
 
 
 @pytest.mark.parametrize("step, picture", [(5, "denoising.svg"), (6, "interpolation.svg")])
@@ -86,12 +92,14 @@ def test_a_picture_of_ones_own_is_shown_with_a_frame_round_its_digit(weights):
     draw_seven("my7.png")
     figure = Figure()
     lab1.reconstruction(lab_of("-i", "my7.png", "3"), figure)
-    own, of_mnist = figure.axes
-    photo, = own.child_axes
+    photo, *others = figure.axes
     frame, = photo.patches
-    assert photo.images and (*frame.get_xy(), frame.get_width(), frame.get_height()) == pytest.approx(
+    assert photo.images[0].get_array().shape == (200, 200)
+    assert (*frame.get_xy(), frame.get_width(), frame.get_height()) == pytest.approx(
         (46, 34, 108, 132), abs=9)  # as draw_seven() draws it
-    assert not of_mnist.child_axes
+    captions = [axes.get_title().partition(":")[0] for axes in figure.axes]
+    assert captions[:2] == ["the picture, its digit framed", "my7.png"] and captions[2].endswith("(image 3)")
+    assert not any(axes.patches for axes in others)
 
 
 @torch.inference_mode()
@@ -107,12 +115,11 @@ def test_no_code_is_decoded_that_a_relu_cannot_give(weights, monkeypatch):
 
 @pytest.mark.parametrize("times, warned", [(0.99, True), (1.01, False)])
 @torch.inference_mode()
-def test_a_reconstruction_worse_than_pcas_is_warned_of(times, warned, weights, monkeypatch, capsys):
+def test_a_reconstruction_worse_than_pcas_is_warned_of(times, warned, weights, capsys):
     weights()
     lab = lab_of()
     mse = metrics.mse(lab.model, lab.images, lab.images).item()
-    monkeypatch.setattr(metrics, "pca_mse", lambda *_: times * mse)
-    lab1.reconstruction(lab, Figure())
+    lab1.reconstruction(lab._replace(pca_mse=[times * mse] * 785), Figure())
     assert capsys.readouterr().err.startswith("warning: worse than PCA") == warned
 
 
@@ -128,7 +135,7 @@ def test_explore_writes_the_page_alone_and_opens_it_where_there_is_a_display(wei
     weights()
     opened = []
     monkeypatch.setattr(results.webbrowser, "open", opened.append)
-    monkeypatch.setattr(results.figures, "has_display", lambda: True)
+    monkeypatch.setattr(results, "has_display", lambda: True)
     lab1.main([*GLYPHS, "--explore"])
     assert os.listdir("out") == ["explore.html"] and opened == []
     lab1.main([*(option for option in GLYPHS if option != "--no-show"), "--explore"])
@@ -144,12 +151,12 @@ def test_a_network_too_large_for_the_page_is_refused_and_leaves_no_folder(weight
 MISTAKES = [
     (["-l", "missing.pth"], "missing.pth does not exist", 1),
     (["-l", "folder"], "there is no .pth file in this folder or below", 2),
-    (["-l", "text.pth"], "text.pth is damaged, or not written by torch.save", 1),
+    (["-l", "text.pth"], "text.pth was not written by torch.save, or is damaged: expected a file like", 1),
     (["-l", "other.pth"], "holds weight, bias; expected fc1.weight", 1),
     (["-l", "huge.pth"], "huge.pth gives codes or outputs that are not finite: train", 1),
     (["-l", "huge.pth", "--explore"], "huge.pth gives codes or outputs that are not finite: train", 1),
     (["--out", "text.pth"], "text.pth", 1),
-    (["--out", "taken"], "taken/metrics.json is not a regular file", 1),
+    (["--out", "taken"], "taken/metrics.json is a folder", 1),
     (["--explore", "--out", "text.pth"], "text.pth", 1),
     (["-i", "300"], "-i 300: expected an index from 0 to 299, worst, best, digit=0", 2),
     (["-i", "-1"], "-i -1: expected an index", 2),
@@ -158,12 +165,15 @@ MISTAKES = [
     (["-i", *map(str, range(101))], "-i chooses 101 images: a figure shows at most 100", 2),
     (["-i", "missing.png"], "missing.png does not exist: check the name", 1),
     (["-i", "text.pth"], "text.pth is not a picture that can be read", 1),
-    (["--noise", "-1"], "--noise -1.0: must be between 0 and ", 2),
-    (["--steps", "1"], "--steps 1: must be between 2 and ", 2),
+    (["--noise", "-1"], "argument --noise: -1: expected a number from 0 to ", 2),
+    (["--steps", "1"], "argument --steps: 1: expected a whole number from 2 to 100", 2),
+    (["--seed", "-1"], "argument --seed: -1: expected a whole number from 0 to ", 2),
     (["--step", "7"], "invalid choice: 7", 2),
     (["--explore", "--step", "4"], "--explore takes no --step: leave it out", 2),
     (["--explore", "-i", "4"], "--explore takes no --index", 2),
     (["-l", "model.pth", "other.pth", "-i", "4"], "-l with several files takes no --index", 2),
+    (["-l", "*.pth", "--explore"], "-l with several files takes no --explore", 2),
+    (["-l", "nets", "--step", "4"], "-l with several files takes no --step", 2),
 ]
 
 
@@ -173,6 +183,8 @@ def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, wei
     weights()
     (folder / "text.pth").write_text("not weights")
     (folder / "folder").mkdir()
+    (folder / "nets").mkdir()
+    (folder / "nets/one.pth").write_text("not weights")
     (folder / "taken/metrics.json").mkdir(parents=True)
     torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pth")
     huge = {"fc2.bias": torch.full((8,), 100.0), "fc3.weight": torch.full((392, 8), 1e38)}

@@ -9,7 +9,7 @@ from model import autoencoderMLP4Layer
 LABELS = torch.arange(40) % 10
 ERRORS = torch.linspace(1, 0, 40)
 IMAGES = torch.rand(40, 784, generator=torch.Generator().manual_seed(0))
-TEST = testset.TestSet("mnist", IMAGES, LABELS, None, None)
+TEST = testset.TestSet("mnist", IMAGES, LABELS, None, None, None)
 
 
 @pytest.mark.parametrize("words, chosen", [
