@@ -3,7 +3,7 @@
     python train.py -z 8 -e 50 -b 2048 -s model.pth -p loss.png
 
 The report's recipe: Adam with learning rate 1e-3, MSE, ReduceLROnPlateau on the epoch's mean training
-loss. On MNIST it ends with a test MSE of 0.017, after one to two minutes on two cores.
+loss. On MNIST it ends with a test MSE of 0.017, after one to three minutes on two cores.
 """
 
 import dataclasses

@@ -132,10 +132,12 @@ def photo_rows(figure, title, photos, tiles, captions):
     for photo, place in zip(photos, (counts.cumsum(0) - counts).tolist()):
         if photo:
             axes[place].images[0].remove()
-            axes[place].imshow(photo.grey.numpy(), cmap="gray", vmin=0, vmax=1)
+            picture = axes[place].inset_axes((0, 0, 1, 1), xticks=[], yticks=[])
+            picture.imshow(photo.grey.numpy(), cmap="gray", vmin=0, vmax=1)
+            picture.spines[:].set_color("0.8")  # the edge of white paper
             top, left, bottom, right = photo.frame
             frame = Rectangle((left, top), right - left, bottom - top, fill=False, color="tab:red")
-            axes[place].add_patch(frame)
+            picture.add_patch(frame)
 
 
 def image_column(figure, title, tiles, captions):
@@ -192,9 +194,9 @@ def code_map(figure, title, names, coordinates, labels, low, high, decoded, pair
     `pairs` are (n, 2, 784).
     """
     (left, bottom), (right, top) = low.tolist(), high.tolist()
-    figure.set_size_inches(11, 7.8)
+    figure.set_size_inches(11, 8.2)
     figure.suptitle(title, y=0.985, va="top", fontsize=11, parse_math=False)
-    dots = figure.add_axes((0.06, 0.29, 0.43, 0.57), title="codes of the test images", xlabel=names[0])
+    dots = figure.add_axes((0.06, 0.33, 0.43, 0.55), title="codes of the test images", xlabel=names[0])
     dots.set(xlim=(left, right), ylim=(bottom, top), ylabel=names[1])
     coordinates, labels = coordinates.numpy(force=True), labels.numpy(force=True)
     for digit, color in enumerate(COLORS):
@@ -205,11 +207,11 @@ def code_map(figure, title, names, coordinates, labels, low, high, decoded, pair
             dots.text(*np.median(of_digit, 0), str(digit), fontsize=15, weight="bold", ha="center",
                       va="center", color="white", path_effects=outline)
 
-    plane = figure.add_axes((0.56, 0.29, 0.42, 0.57), title="images decoded from the same plane",
+    plane = figure.add_axes((0.56, 0.33, 0.42, 0.55), title="images decoded from the same plane",
                             xlabel=names[0], ylabel=names[1])
     plane.imshow(tiled(decoded), cmap="gray", vmin=0, vmax=1, aspect="auto",
                  extent=(left, right, bottom, top))
-    strip = figure.add_axes((0.06, 0.04, 0.92, 0.15))
+    strip = figure.add_axes((0.06, 0.035, 0.92, 0.18))
     framed = F.pad(pairs.transpose(0, 1).unflatten(2, (28, 28)), (1, 1, 1, 1), value=1).flatten(2)
     strip.imshow(tiled(framed, 30), cmap="gray", vmin=0, vmax=1)
     strip.set_title("decoded from random codes, normal with the codes' mean and covariance | below: the "

@@ -98,7 +98,8 @@ def test_every_option_of_train_is_a_setting_of_the_run(run, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in expected.items()]
     run(train.main, *options, *SAVED)
     state = torch.load(tmp_path / "model.ckpt", weights_only=True)
-    assert expected.items() <= state["made_with"].items() and state["optimizer"]["param_groups"][0]["lr"] == 0.01
+    assert expected.items() <= state["made_with"].items()
+    assert state["optimizer"]["param_groups"][0]["lr"] == 0.01
     assert load(tmp_path / "model.pth")[1] == {"dataset": "not-mnist", "epochs": 1, "settings": expected}
 
 
