@@ -1,5 +1,6 @@
 """What lab1.py works on: a network, a test set, and the images of it that figures show."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,8 @@ MAX_SHOWN = 100  # images in a figure
 PER_WORD = 10  # images for worst, best and digit=7
 
 
-class TestSet(NamedTuple):
+@dataclasses.dataclass
+class TestSet:
     """A whole test set. Images are float32 (N, 784) in [0, 1]."""
 
     dataset: str  # its name
@@ -36,17 +38,12 @@ class Shown(NamedTuple):
     photos: list
 
 
-class Lab(NamedTuple):
-    """What every experiment of lab1.py gets: a network, the fields of a TestSet, and its options."""
+@dataclasses.dataclass
+class Lab(TestSet):
+    """What every experiment of lab1.py gets: a test set, a network, and its options."""
 
     model: torch.nn.Module
     weights: str  # the name of their file in figures
-    dataset: str
-    images: torch.Tensor
-    labels: torch.Tensor
-    normal: torch.Tensor
-    components: torch.Tensor
-    pca_mse: list
     shown: Shown  # the images to draw
     noise: float  # of step 5
     steps: int  # of step 6
@@ -77,7 +74,8 @@ def set_up(args, model, record, device):
     print(figures.small_print(record))
     weights = figures.label(str(Path(*path.parts[-2:])), 60)
     shown = select(args.index, model, test)
-    return Lab(model, weights, *test, shown, args.noise, args.steps, args.seed)
+    return Lab(**vars(test), model=model, weights=weights, shown=shown, noise=args.noise, steps=args.steps,
+               seed=args.seed)
 
 
 def select(words, model, test):

@@ -119,7 +119,8 @@ def test_a_reconstruction_worse_than_pcas_is_warned_of(times, warned, weights, c
     weights()
     lab = lab_of()
     mse = metrics.mse(lab.model, lab.images, lab.images).item()
-    lab1.reconstruction(lab._replace(pca_mse=[times * mse] * 785), Figure())
+    lab.pca_mse = [times * mse] * 785
+    lab1.reconstruction(lab, Figure())
     assert capsys.readouterr().err.startswith("warning: worse than PCA") == warned
 
 

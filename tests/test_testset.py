@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from conftest import draw_seven
@@ -54,7 +56,7 @@ def test_the_worst_are_those_that_the_network_reconstructs_worst():
     images = torch.zeros(40, 784)
     images[13] = 1  # an untrained network paints grey
     images[:13] = images[14:] = 0.5
-    test = TEST._replace(images=images)
+    test = dataclasses.replace(TEST, images=images)
     assert testset.select(["worst"], autoencoderMLP4Layer(), test)[1][0] == "3 (image 13)"
 
 
