@@ -56,7 +56,10 @@ def load(path):
             "with torch.save(dict(zip(names, state.values())), file)")
 
     model = autoencoderMLP4Layer(N_bottleneck=max(1, state["fc2.bias"].numel()))
-    checkpoint.require_like(state, model.state_dict(), path)
+    for name, tensor in model.state_dict().items():
+        if state[name].shape != tensor.shape:
+            raise checkpoint.CheckpointError(f"{path}: {name} is {tuple(state[name].shape)}; expected "
+                                             f"{tuple(tensor.shape)}")
     model.load_state_dict(state)
     return model, record
 

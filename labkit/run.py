@@ -7,14 +7,13 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from labkit import LabError, UsageError, checkpoint, figures, files
 
 SAVE_SECONDS = 5  # at least, between two saves; one takes 0.05 s
-EPOCH = {"loss": 0.0, "test_loss": 0.0, "learning_rate": 0.0, "seconds": 0.0}  # as the history notes it
+EPOCH = ("loss", "test_loss", "learning_rate", "seconds")  # what the history has of each
 
 
 class SaveError(LabError):
@@ -25,13 +24,14 @@ class Run:
     """A training run, made of what a checkpoint holds. Rank 0 alone writes its files.
 
     Optimizer and scheduler are new. `settings` is a dict of numbers and words, `dataset` a name, `images_crc`
-    the checksum of the training images. `history` has a dict like EPOCH for every epoch that is done.
+    the checksum of the training images. `history` has a dict of EPOCH for every epoch that is done.
     """
 
     def __init__(self, model, optimizer, scheduler, settings, dataset, images_crc, weights, plot, rank=0):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.settings, self.dataset = settings, dataset
         self.made_with = settings | {"dataset": dataset, "images": images_crc,
+                                     "network": " ".join(f"{model}".split()),
                                      "optimizer": " ".join(f"{optimizer}".split()),
                                      "scheduler": f"{type(scheduler).__name__} {scheduler.state_dict()}"}
         self.history = []
@@ -83,39 +83,24 @@ class Run:
         if not self.checkpoint.exists():
             print(f"no {self.checkpoint} yet: starting from the beginning")
             return None
-        state = checkpoint.read(self.checkpoint)
-        whole = isinstance(state, dict) and set(state) == set(self.state())
-        if not whole or not isinstance(state["made_with"], dict):
-            raise checkpoint.CheckpointError(
-                f"{self.checkpoint} is not a checkpoint of train.py: expected {', '.join(self.state())}")
+        state = checkpoint.read_sealed(self.checkpoint)
         for name, now in self.made_with.items():
             then = state["made_with"].get(name)
-            same_type = type(then) is type(now)
-            if name != "epochs" and not (same_type and then == now):
-                then = then if same_type else type(then).__name__
+            if then != now and name != "epochs":
                 raise UsageError(f"{self.checkpoint} was made with {name} {then}, not {now}: use the same "
                                  "again, or leave --resume out")
+        done = len(state["history"])
+        if done > self.settings["epochs"]:
+            raise UsageError(f"{self.checkpoint} has {done} epochs: ask for -e {done} or more")
         return state
 
     def resume(self, state):
-        """Go on from `state`, which read_checkpoint() returned. Raises CheckpointError, UsageError."""
-        done = len(state["history"]) if isinstance(state["history"], list) else 0
-        if done:  # a step with gradients of zero gives any optimizer the structure that is expected
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        expected = self.state() | {"history": [EPOCH] * done}
-        for key, value in expected.items():
-            checkpoint.require_like(state[key], value, f"{self.checkpoint}: {key}")
-        if done > self.settings["epochs"]:
-            raise UsageError(f"{self.checkpoint} has {done} epochs: ask for -e {done} or more")
-
+        """Go on from `state`, which read_checkpoint() returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = state["history"]
-        print(f"resuming {self.checkpoint} after epoch {done}")
+        print(f"resuming {self.checkpoint} after epoch {len(self.history)}")
 
     def finish_epoch(self, loss, test_loss, learning_rate, seconds):
         """Note an epoch, and save the run if the last save is SAVE_SECONDS old. Raises SaveError."""
@@ -171,7 +156,7 @@ class Run:
         self.require_own_files()
         weights = checkpoint.with_record(self.model.state_dict(), self.record())
         files.write(self.weights, checkpoint.to_bytes(weights))
-        files.write(self.checkpoint, checkpoint.to_bytes(self.state()))
+        files.write(self.checkpoint, checkpoint.sealed(checkpoint.to_bytes(self.state())))
         self.written = identity(self.checkpoint)
 
     def require_own_files(self):

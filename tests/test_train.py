@@ -261,7 +261,7 @@ MISTAKES = [
     (["-p", "/dev/null"], "/dev/null is not a regular file", 1),
     (["-p", "folder"], "folder is a folder", 1),
     (["-p", "notes.png"], "notes.csv is a folder", 1),
-    (["--resume", "-s", "text.pth"], "text.ckpt was not written by torch.save, or is damaged", 1),
+    (["--resume", "-s", "text.pth"], "text.ckpt is damaged, or was not written by this train.py", 1),
     (["--dataset", "mnist", "--data-dir", "nowhere"], "put mnist's four files into nowhere/MNIST/raw", 1),
 ]
 
