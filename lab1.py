@@ -174,7 +174,7 @@ def codes(lab, figure):
             "pixel_neighbour_accuracy": pixels_same}
 
 
-STEPS = {4: reconstruction, 5: denoising, 6: interpolation}  # of the report
+STEPS = {"4": reconstruction, "5": denoising, "6": interpolation}  # of the report
 EXPERIMENTS = [*STEPS.values(), bottleneck, codes]
 
 
@@ -198,7 +198,7 @@ def parse(argv):
         help="images to show: indices of test images, worst, best, digit=7 (ten each), or pictures of your "
              "own (default: the first image of each digit)")
     add = parser.add_argument_group("experiments").add_argument
-    add("--step", type=int, choices=STEPS, nargs="+", default=[], metavar="N",
+    add("--step", choices=STEPS, nargs="+", default=[], metavar="N",
         help="4 reconstruction, 5 denoising, 6 interpolation (default: all)")
     add("--noise", type=cli.number(float, 0, 10**6), default=0.2, metavar="X",
         help="of step 5: X * N(0, 1) (default: %(default)s)")
