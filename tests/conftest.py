@@ -24,6 +24,9 @@ from labkit import data, glyphs
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)  # two threads wait for each other for seconds where somebody else computes, too
+MNIST = ROOT / "data" / "MNIST" / "raw"
+needs_mnist = pytest.mark.skipif(  # a download that failed leaves an empty folder
+    len([*MNIST.glob("*-ubyte*")]) < 4, reason="MNIST is not at hand")
 SMALL = {"train": 1000, "test": 300}
 FAST = ("--dataset", "glyphs", "-b", "256", "-s", "model.pth", "-p", "loss.png")  # train.py on small images
 

@@ -4,12 +4,11 @@ import socket
 import damage
 import pytest
 import torch
-from conftest import ROOT, put_archives
+from conftest import MNIST, ROOT, needs_mnist, put_archives
 
 from labkit import data
 
 TEST_IMAGES, TEST_LABELS = data.FILES["test"]
-MNIST = ROOT / "data/MNIST/raw"
 
 
 def numbered(count):
@@ -58,7 +57,7 @@ def test_the_mean_image_is_over_all_images():
     torch.testing.assert_close(data.mean_image(images), (images / 255).mean(0))
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason="no MNIST in data/")
+@needs_mnist
 def test_real_mnist_is_called_mnist_and_other_images_in_its_place_are_not(tmp_path, capsys):
     name, train, test = data.load("mnist", ROOT / "data", "train", "test")
     assert name == "mnist" and train.images.shape == (60_000, 784) and test.images.shape == (10_000, 784)

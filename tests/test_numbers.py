@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from by_numpy import IMAGES, LABELS, TRAIN_IMAGES, decode, encode, errors, psnr, read_weights
+from conftest import needs_mnist
 from PIL import Image, ImageDraw
 
 import lab1
@@ -354,7 +355,7 @@ def mnist():
     return images.numpy().astype(np.float32) / 255, labels.numpy()
 
 
-@pytest.mark.skipif(not (ROOT / "data" / "MNIST" / "raw").is_dir(), reason="MNIST is not at hand")
+@needs_mnist
 @pytest.mark.parametrize("folder", ["", "denoiser"])
 def test_the_reference_results_are_those_of_the_reference_weights(folder):
     folder = ROOT / "outputs" / "reference" / folder
