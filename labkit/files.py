@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -45,12 +44,12 @@ def require_writable(*paths):
         if target.exists() and not target.is_file():  # /dev/null would be replaced
             raise OSError(f"{path} is not a regular file: choose the name of another one")
         folder = next(parent for parent in target.parents if parent.exists())
-        if not folder.is_dir():
-            raise OSError(f"{path} cannot be written: {folder} is not a folder")
-        if not os.access(folder, os.W_OK):
-            raise OSError(f"{path} cannot be written: {folder} is read-only")
-        with suppress(FileNotFoundError):  # but a name may be too long
-            os.stat(folder / part_of(target).name)
+        trial = folder / part_of(target).name
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def announce(*paths):

@@ -186,7 +186,7 @@ def test_a_signal_to_one_process_ends_both_after_the_same_epoch_and_they_resume(
 
 MISTAKES = {
     ("-b", "511"): (2, r"train.py: -b 511: must be a multiple of the number of processes, 2 .*\n"),
-    ("-s", "file/model.pth"): (1, r"train.py: file/model.pth cannot be written: \S+/file is not a folder\n"),
+    ("-s", "file/model.pth"): (1, r"train.py: file/model.pth cannot be written: Not a directory\n"),
     ("--device", "abacus"): (2, r"train.py: --device abacus is unavailable .*\n"),
 }
 

@@ -248,6 +248,7 @@ MISTAKES = [
     *((f"{dash}z 3".split(), f"{dash}z begins with a long dash, which looks like a minus sign", 2)
       for dash in "‒–—−"),
     (["-epochs", "3"], "-epochs: type --epochs, with two dashes", 2),
+    (["-z", "3", "z"], "unrecognized arguments: z (see", 2),
     (["resume"], "unrecognized arguments: resume: type --resume", 2),
     (["--epoch-count", "3"], "unrecognized arguments: --epoch-count", 2),
     (["-p", "loss.xyz"], "loss.xyz: matplotlib cannot write this format", 2),
@@ -256,7 +257,7 @@ MISTAKES = [
     (["-s", "x" * 250], "File name too long", 1),
     (["-s", "x" * 300], "File name too long", 1),
     (["-b", "99999999999999999999"], "expected a whole number from 1 to 1,000,000,000", 2),
-    (["-s", "file/model.pth"], "/file is not a folder", 1),
+    (["-s", "file/model.pth"], "file/model.pth cannot be written: Not a directory", 1),
     (["-s", "folder"], "folder is a folder: give the name of a file", 1),
     (["-p", "/dev/null"], "/dev/null is not a regular file", 1),
     (["-p", "folder"], "folder is a folder", 1),
