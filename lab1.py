@@ -29,7 +29,7 @@ def reconstruction(lab, figure):
     errors = metrics.mse_per_image(lab.model(lab.images), lab.images)
     mse = errors.mean().item()
     units = lab.model.fc2.out_features
-    pca_mse = lab.pca_mse[units]
+    pca_mse = lab.pca_mse[min(units, 784)]
     of_digits = {digit: errors[lab.labels == digit].mean().item() for digit in lab.labels.unique().tolist()}
     print_mse("reconstruction", mse)
     print_mse(f"PCA, {units} components", pca_mse)
@@ -110,7 +110,7 @@ def interpolation(lab, figure):
 def bottleneck(lab, figure):
     """Draw the first shown image with each unit moved over its range; return the numbers of the units."""
     codes = lab.model.encode(lab.images)
-    activity = metrics.activity(lab.model, [lab.images])
+    activity = metrics.activity(codes)
     importance = metrics.importance(lab.model, codes, lab.images)
     live, units = int((activity > 0).sum()), len(activity)
     print(f"{live} of {units} units live on the test images")
@@ -119,11 +119,11 @@ def bottleneck(lab, figure):
     low, high = codes[:, order].quantile(torch.tensor([0.01, 0.99], device=codes.device), dim=0)
     code = lab.model.encode(lab.shown.images[0])
     rows, captions = [], []
-    for rank, (unit, start, end) in enumerate(zip(order.tolist(), low.tolist(), high.tolist()), 1):
+    for place, (unit, start, end) in enumerate(zip(order.tolist(), low.tolist(), high.tolist()), 1):
         moved = code.repeat(11, 1)
         moved[:, unit] = torch.linspace(start, end, 11)
         rows.append(lab.model.decode(moved))
-        live_caption = (f"{rank}. unit {unit}: {start:.1f} to {end:.1f}, active on {activity[unit]:.1%}, "
+        live_caption = (f"{place}. unit {unit}: {start:.1f} to {end:.1f}, active on {activity[unit]:.1%}, "
                         f"importance {importance[unit]:.1%}")
         captions.append(live_caption if activity[unit] else f"unit {unit}: DEAD, active on no test image")
 
@@ -237,7 +237,7 @@ def main(argv=None):
         if args.explore:
             results.explore(lab, args, record, out)
         else:
-            experiments = [STEPS[step] for step in args.step] or EXPERIMENTS
+            experiments = [STEPS[step] for step in sorted({*args.step})] or EXPERIMENTS
             results.run_experiments(experiments, lab, args, record, out)
 
 

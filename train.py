@@ -99,7 +99,7 @@ def train(args, settings, processes):
                 test_loss = evaluate(model, test_images, processes)
 
                 learning_rate = optimizer.param_groups[0]["lr"]
-                scheduler.step(loss)
+                scheduler.step(loss)  # ReduceLROnPlateau's; most others take no loss
                 run.finish_epoch(loss, test_loss, learning_rate, time.perf_counter() - epoch_start)
                 tqdm.write(f"epoch {epoch:{len(str(settings.epochs))}}/{settings.epochs}  loss {loss:.4f}  "
                            f"test {test_loss:.4f}")
@@ -147,13 +147,14 @@ def require_finite(loss, model, epoch, lr):
         raise TrainingError(f"{what} in epoch {epoch}: try a lower --lr than {lr:g}")
 
 
+@torch.no_grad()
 def print_summary(model, train_images, test_images, epochs_done, start):
     """Print what a run that began at `start` came to, and warnings on stderr of what went wrong."""
     if not epochs_done:
         print("no epochs: the weights are untrained")
     mse = metrics.mse(model, test_images, test_images).item()
-    activity = metrics.activity(model, map(data.to_float, train_images.split(metrics.PART)))
-    live, units = int((activity > 0).sum()), len(activity)
+    codes = torch.cat([model.encode(data.to_float(part)) for part in train_images.split(metrics.PART)])
+    live, units = int((metrics.activity(codes) > 0).sum()), codes.shape[1]
     print(f"test MSE {mse:.4f}, PSNR {metrics.psnr(mse):.1f} dB; {live} of {units} bottleneck units "
           f"live on the training images; {time.perf_counter() - start:.1f} s")
 

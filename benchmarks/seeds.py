@@ -54,11 +54,11 @@ def result(weights, dataset, data_dir):
     network, _ = model.load(weights)
     history = checkpoint.read(weights.removesuffix(".pth") + ".ckpt")["history"]
     _, (train_images, _), (images, _) = data.load(dataset, data_dir, "train", "test")
-    activity = metrics.activity(network, map(data.to_float, train_images.split(metrics.PART)))
+    codes = torch.cat([network.encode(data.to_float(part)) for part in train_images.split(metrics.PART)])
     images = data.to_float(images)
     denoised = metrics.mse(network, images + 0.2 * metrics.normal_like(images, 0), images).item()
     reached = [epoch for epoch, row in enumerate(history, 1) if row["test_loss"] <= REPORT]
-    return (int((activity == 0).sum()), history[0]["loss"], history[-1]["test_loss"], denoised,
+    return (int((metrics.activity(codes) == 0).sum()), history[0]["loss"], history[-1]["test_loss"], denoised,
             reached[0] if reached else "")
 
 

@@ -63,7 +63,7 @@ def record_of(state_dict):
         return None
     if any(type(record.get(key)) is not kind for key, kind in expected.items()):
         return None
-    if any(type(value) not in (int, float, str) for value in record["settings"].values()):
+    if any(type(value) not in (bool, int, float, str) for value in record["settings"].values()):
         return None
     return {key: record[key] for key in expected}
 

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         for word in sys.argv[1:] if argv is None else argv:
             if word[0:1] in tuple("‒–—−"):
                 self.error(f"{word} begins with a long dash, which looks like a minus sign: type - or --")
-            if f"-{word}" in self._option_string_actions:
+            if word.startswith("-") and f"-{word}" in self._option_string_actions:
                 self.error(f"{word}: type -{word}, with two dashes")
         return super().parse_args(argv)
 
@@ -153,5 +153,6 @@ def prepare_streams():
         stream = getattr(sys, name)
         if stream is None or (name == "stdout" and not is_first("RANK")):
             stream = open(os.devnull, "w")
-        stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # a notebook's has none, and takes any character
+            stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Log(stream))

@@ -99,10 +99,10 @@ def measure(name, epochs, model, test, noise):
     if not math.isfinite(mse):
         raise LabError("its outputs are not finite: train it again with a lower --lr")
     units = codes.shape[1]
-    pca_mse = test.pca_mse[units]
+    pca_mse = test.pca_mse[min(units, 784)]
     denoised_mse = metrics.mse(model, test.images + noise * test.normal, test.images)
     row = {"network": name, "dataset": test.dataset, "epochs": epochs, "units": units,
-           "live_units": int((codes > 0).any(0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
+           "live_units": int((metrics.activity(codes) > 0).sum()), "mse": mse, "psnr_db": metrics.psnr(mse),
            "pca_mse": pca_mse, "times_pca": mse / max(pca_mse, 1e-12), "denoised_mse": denoised_mse.item(),
            "neighbour_accuracy": metrics.neighbour_accuracy(codes, test.labels)}
     return Network(row, test, model(test.images[testset.first_of_each(test.labels)]))

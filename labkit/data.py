@@ -91,6 +91,8 @@ def load(dataset, data_dir, *splits):
     images in MNIST's place are called NOT_MNIST, with a warning. Raises DataError, OSError.
     """
     name = dataset or "mnist"
+    if name not in DATASETS:  # as weights from elsewhere may say of themselves
+        raise DataError(f"data set {name} is unknown: give --dataset one of {', '.join(DATASETS)}")
     if name == "glyphs":
         return name, *(Images(images.flatten(1), labels) for images, labels in map(glyphs.load, splits))
 

@@ -76,7 +76,7 @@ def texts(words, data):
 
 
 def trained(record):
-    """Return a sentence on how the weights came about; `record` is that of explore_page()."""
+    """Return a sentence on how the weights came about, by the `record` that they have, or None."""
     if record is None:
         return "How this one was trained is not recorded."
     noise = record["settings"].get("noise", 0)

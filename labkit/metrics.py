@@ -28,14 +28,9 @@ def mse(model, inputs, images):
     return total / len(images)
 
 
-@torch.no_grad()
-def activity(model, batches):
-    """Return the fraction of all images of `batches` on which each unit is above 0, (N_bottleneck,)."""
-    active = count = 0
-    for images in batches:
-        active += (model.encode(images) > 0).sum(0)
-        count += len(images)
-    return active / count
+def activity(codes):
+    """Return the fraction of `codes`, (N, units), in which each unit is above 0, (units,)."""
+    return (codes > 0).float().mean(0)
 
 
 def pca(vectors):
@@ -77,9 +72,9 @@ def plane(codes):
 def nearest(queries, vectors, skip_self=False):
     """Return for each of `queries`, (M, n), the index of the nearest of `vectors`, (N, n), int64 (M,).
 
-    With `skip_self` the queries are the vectors, and none is its own neighbour. Distances are sums of squared
-    differences where n is small. A matrix product is much faster where it is large, but in float32 it is as
-    exact as the squares are small: with codes of one unit it finds the wrong neighbour two times in three.
+    With `skip_self` the queries are the vectors, and none is its own neighbour. Where n is large, distances
+    come from a matrix product, which is much faster. Where n is small they come from differences: the product
+    rounds squares, and with codes of one unit finds the wrong neighbour two times in three.
     """
     mean = vectors.mean(0)
     queries, vectors = queries - mean, vectors - mean

@@ -134,9 +134,9 @@ class Processes:
     def noting_signals(self):
         """Within the block the first SIGINT or SIGTERM is only noted, and a second one ends the process.
 
-        Yields a function, to be called by all processes after each epoch, that returns the signal any of them
-        has received, or 0: one alone must not stop, since the others would wait for it for ever. In a thread,
-        where Python allows no handlers, signals keep their effect.
+        Yields a function that returns the signal that this or another process has received, or 0. All
+        processes call it after each epoch, and so end together: they would wait for one that ended alone. In
+        a thread, where Python allows no handlers, signals keep their effect.
         """
         received = 0
 

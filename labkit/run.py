@@ -56,7 +56,8 @@ class Run:
     def prepare_files(self, fell_back):
         """Say which files will be replaced. Raise LabError or OSError if one cannot or must not be written.
 
-        A run that only `fell_back` to its data set does not replace the weights of another one.
+        `fell_back` says that the run uses glyphs because MNIST is unavailable. Such a run does not replace
+        weights that were trained on other images.
         """
         paths = self.weights, self.checkpoint, self.plot, self.csv
         if len({os.path.realpath(path) for path in paths}) < len(paths):

@@ -90,7 +90,7 @@ def select(words, model, test):
         own = not isinstance(item, int)
         photos.append(find_digit(item) if own else None)
         shown.append(photos[-1].image.to(images) if own else images[item])
-        names.append(figures.label(Path(item).name, 24) if own else test_image_name(labels, item))
+        names.append(figures.label(item, 24) if own else test_image_name(labels, item))
         rows.append(None if own else item)
     return Shown(torch.stack(shown), names, rows, photos)
 

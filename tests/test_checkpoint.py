@@ -190,6 +190,11 @@ def test_weights_say_how_they_were_trained_and_lab1_tests_them_on_that_data_set(
     assert "glyphs: 300 test images through model.pth, 3 units" in capsys.readouterr().out
 
 
+def test_a_setting_may_be_yes_or_no():
+    weights, record = Report().state_dict(), {"dataset": "mnist", "epochs": 1, "settings": {"tied": True}}
+    assert checkpoint.record_of(checkpoint.with_record(weights, record)) == record
+
+
 @pytest.mark.parametrize("metadata", [None, {}, {"": 3}, {"": {"dataset": 3, "epochs": 1, "settings": {}}},
                                       {"": {"dataset": "mnist", "epochs": 1, "settings": {"lr": [1]}}}])
 def test_a_strange_record_says_nothing(metadata, tmp_path):

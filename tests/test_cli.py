@@ -1,4 +1,5 @@
 import argparse
+import io
 import os
 import signal
 import subprocess
@@ -83,6 +84,19 @@ def test_streams_take_any_character_and_may_be_closed():
     assert python(STREAMS, PYTHONIOENCODING="utf-8") == (0, "digits/ü.pth\n".encode(), b"")
     assert python(STREAMS, ">&-") == (0, b"", b"")
     assert python(f"{STREAMS}; print('here', file=sys.stderr)", "2>&-") == (0, b"digits/\xc3\xbc.pth\n", b"")
+
+
+def test_a_notebooks_stream_may_lack_what_a_file_has(monkeypatch):
+    class Cell(io.TextIOBase):
+        def write(self, text):
+            written.append(text)
+
+    written = []
+    monkeypatch.setattr(sys, "stdout", Cell())
+    monkeypatch.setattr(sys, "stderr", Cell())
+    cli.prepare_streams()
+    print("ü")
+    assert "".join(written) == "ü\n"
 
 
 def test_commands_print_to_any_stdout(start, folder):

@@ -7,7 +7,7 @@ import torch
 from conftest import Report
 
 import lab1
-from labkit import UsageError, comparison, data
+from labkit import UsageError, checkpoint, comparison, data
 from model import load
 
 GLYPHS = ("--dataset", "glyphs", "--out", "out")
@@ -23,6 +23,7 @@ def save(path, units=8, seed=0):
 def test_a_file_that_cannot_be_used_is_named_and_the_others_are_compared(folder, capsys):
     save("nets/a.pth", units=3)
     save("nets/b.pth", units=8)
+    save("nets/wide.pth", units=1000)
     Path("nets/text.pth").write_text("no weights")
     with pytest.raises(SystemExit) as end:
         lab1.main(["-l", "nets", *GLYPHS])
@@ -57,6 +58,18 @@ def test_files_folders_and_wildcards_are_found(folder):
     assert comparison.find([Path("missing.pth")]) == [Path("missing.pth")]
     with pytest.raises(UsageError, match="-l empty: there is no .pth file"):
         comparison.find([Path("empty")])
+
+
+def test_a_network_of_a_data_set_that_nobody_knows_is_named(folder, capsys):
+    weights = Report().state_dict()
+    for dataset in ("emnist", "glyphs"):
+        record = {"dataset": dataset, "epochs": 1, "settings": {}}
+        torch.save(checkpoint.with_record(weights, record), f"{dataset}.pth")
+    with pytest.raises(SystemExit) as end:
+        lab1.main(["-l", "emnist.pth", "glyphs.pth", "--out", "out"])
+    out = capsys.readouterr().out
+    assert end.value.code == 1 and "\nglyphs.pth  " in out
+    assert "\nemnist.pth: data set emnist is unknown: give --dataset one of mnist, " in out
 
 
 def test_networks_of_one_size_have_no_size_curve_and_keep_none_of_others(folder):

@@ -73,11 +73,15 @@ def test_results_of_other_weights_data_and_images_go_elsewhere(options, trained_
     assert results.default_folder(lab1.parse(options.split()), record) == Path(folder)
 
 
-@pytest.mark.parametrize("step, picture", [(5, "denoising.svg"), (6, "interpolation.svg")])
-def test_steps_and_formats_of_choice(step, picture, weights):
+@pytest.mark.parametrize("steps, pictures", [("5", ["denoising.svg"]), ("6", ["interpolation.svg"]),
+                                             ("6 4 4", ["interpolation.svg", "reconstruction.svg"])])
+def test_steps_and_formats_of_choice(steps, pictures, weights):
     weights()
-    lab1.main([*GLYPHS, "--step", str(step), "-i", "3", "--format", "svg"])
-    assert os.listdir("out") == [picture]
+    lab1.main([*GLYPHS, "-i", "3", "--format", "svg", "--step", *steps.split()])
+    assert sorted(os.listdir("out")) == pictures
+    for picture in pictures:
+        title = picture.removesuffix(".svg").capitalize()
+        assert f"<!-- {title} on glyphs" in Path("out", picture).read_text()
 
 
 def lab_of(*options):

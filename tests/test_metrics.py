@@ -31,7 +31,7 @@ def test_psnr_is_in_decibels_of_the_whole_range():
 
 def test_mse_and_the_active_fraction_of_each_unit_are_over_all_images(model, images, monkeypatch):
     monkeypatch.setattr(metrics, "PART", 70)  # a last short part
-    mse, activity = metrics.mse(model, images, images), metrics.activity(model, images.split(200))
+    mse, activity = metrics.mse(model, images, images), metrics.activity(model.encode(images))
     theirs = Report(N_bottleneck=4)
     theirs.load_state_dict(model.state_dict())
     assert mse.item() == pytest.approx((theirs(images) - images).square().mean().item(), rel=1e-5)

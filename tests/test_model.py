@@ -44,7 +44,7 @@ def train_shortly(bottleneck, images, init, seed=0, epochs=2):
 def test_no_unit_dies_from_our_start_and_some_do_from_pytorchs(images):
     def dead(init, seed):
         model = train_shortly(8, images, init, seed)
-        return int((metrics.activity(model, [data.to_float(images)]) == 0).sum())
+        return int((metrics.activity(model.encode(data.to_float(images))) == 0).sum())
 
     assert [dead("mean", seed) for seed in range(4)] == [0, 0, 0, 0]
     assert any(dead("report", seed) > 0 for seed in range(4))
