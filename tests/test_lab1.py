@@ -74,7 +74,7 @@ def test_results_of_other_weights_data_and_images_go_elsewhere(options, trained_
 
 
 @pytest.mark.parametrize("steps, pictures", [("5", ["denoising.svg"]), ("6", ["interpolation.svg"]),
-                                             ("6 4 4", ["interpolation.svg", "reconstruction.svg"])])
+                                             ("4 4 6", ["interpolation.svg", "reconstruction.svg"])])
 def test_steps_and_formats_of_choice(steps, pictures, weights):
     weights()
     lab1.main([*GLYPHS, "-i", "3", "--format", "svg", "--step", *steps.split()])
@@ -104,6 +104,22 @@ def test_a_picture_of_ones_own_is_shown_with_a_frame_round_its_digit(weights):
     captions = [axes.get_title().partition(":")[0] for axes in figure.axes]
     assert captions[:2] == ["the picture, its digit framed", "my7.png"] and captions[2].endswith("(image 3)")
     assert not any([none, *others])
+
+
+@torch.inference_mode()
+def test_pictures_of_one_name_in_two_folders_are_told_apart(weights, folder):
+    weights()
+    for student in ("ada", "emmy"):
+        (folder / student).mkdir()
+        draw_seven(f"{student}/7.png")
+    numbers = lab1.reconstruction(lab_of("-i", "ada/7.png", "emmy/7.png"), Figure())
+    assert [*numbers["mse_of_own_pictures"]] == ["ada/7.png", "emmy/7.png"]
+
+
+def test_more_units_than_pixels_leave_pca_no_error(weights, capsys):
+    weights(1000)
+    lab1.main([*GLYPHS, "--step", "4"])
+    assert "PCA, 1000 components   MSE 0.0000" in capsys.readouterr().out
 
 
 @torch.inference_mode()
