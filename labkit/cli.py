@@ -100,7 +100,7 @@ def number(kind, low, high):
 def errors_in_one_line(program):
     """Turn a mistake within the block, or too little memory, into one line on stderr and an exit status.
 
-    Of several processes on a machine, only the first prints a mistake, which all of them found.
+    Of several processes on a machine only the first prints a mistake, since all of them find it.
     """
     try:
         yield

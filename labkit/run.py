@@ -13,7 +13,7 @@ from tqdm import tqdm
 from labkit import LabError, UsageError, checkpoint, figures, files
 
 SAVE_SECONDS = 5  # at least, between two saves; one takes 0.05 s
-EPOCH = ("loss", "test_loss", "learning_rate", "seconds")  # what the history has of each
+EPOCH = ("loss", "test_loss", "learning_rate", "seconds")  # what the history has of an epoch
 
 
 class SaveError(LabError):
@@ -21,7 +21,7 @@ class SaveError(LabError):
 
 
 class Run:
-    """A training run, made of what a checkpoint holds. Rank 0 alone writes its files.
+    """A training run and its files: weights, checkpoint, loss curve and its numbers. Only rank 0 writes them.
 
     Optimizer and scheduler are new. `settings` is a dict of numbers and words, `dataset` a name, `images_crc`
     the checksum of the training images. `history` has a dict of EPOCH for every epoch that is done.
