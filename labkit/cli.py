@@ -17,6 +17,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError for a mistake, and says what was probably meant."""
 
     def __init__(self, program, description, examples):
+        self.example = f"python {program} {examples[0]}"
         super().__init__(
             prog=program, usage=f"python {program} [options]", description=description,
             epilog="examples:\n" + "\n".join(f"  python {program} {example}" for example in examples),
@@ -39,6 +40,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         word = message.removeprefix("unrecognized arguments: ")
         meant = f": type --{word}" if f"--{word}" in self._option_string_actions else ""
+        if "arguments are required" in message:
+            meant = f", as in {self.example}"
         raise UsageError(message + meant)
 
 

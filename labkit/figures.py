@@ -178,6 +178,7 @@ def unit_rows(figure, title, examples, rows, captions, positions):
     marker = dict(marker="^", color="tab:red", markersize=5, linestyle="none")
     legend = ("each row moves one unit over the range of 98% of the test images\n"
               "importance: how much the error rises with the unit held at its mean; the sum is 100%")
+    first_axes.title.set_x(1 / length)  # above the two
     first_axes.legend(handles=[Line2D([], [], label="this image's value", **marker)], loc="center right",
                       title=legend, fontsize=7, title_fontsize=7, frameon=False, handletextpad=0.1)
     for axes, position in zip(unit_axes, positions.tolist()):

@@ -89,7 +89,7 @@ class Run:
             then = state["made_with"].get(name)
             if then != now and name != "epochs":
                 raise UsageError(f"{self.checkpoint} was made with {name} {then}, not {now}: use the same "
-                                 "again, or leave --resume out")
+                                 "again, or choose another -s")
         done = len(state["history"])
         if done > self.settings["epochs"]:
             raise UsageError(f"{self.checkpoint} has {done} epochs: ask for -e {done} or more")

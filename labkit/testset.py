@@ -69,11 +69,11 @@ def set_up(args, model, record, device):
     codes = model.to(device).encode(test.images)
     if not (codes.isfinite().all() and model.decode(codes).isfinite().all()):
         raise LabError(f"{path} gives codes or outputs that are not finite: train again with a lower --lr")
+    shown = select(args.index, model, test)
+    weights = figures.label(str(Path(*path.parts[-2:])), 60)
 
     print(f"{test.dataset}: {len(codes):,} test images through {path}, {codes.shape[1]} units, on {device}")
     print(figures.small_print(record))
-    weights = figures.label(str(Path(*path.parts[-2:])), 60)
-    shown = select(args.index, model, test)
     return Lab(**vars(test), model=model, weights=weights, shown=shown, noise=args.noise, steps=args.steps,
                seed=args.seed)
 

@@ -220,4 +220,5 @@ def test_mistakes_are_named_in_one_line_before_any_work(args, words, status, wei
 
 
 def test_weights_have_to_be_named(refused):
-    assert "required: -l/--load" in refused(lab1.main, status=2)
+    line = refused(lab1.main, "model.pth", status=2)
+    assert "required: -l/--load, as in python lab1.py -l model.pth (see --help)" in line

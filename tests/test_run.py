@@ -225,7 +225,7 @@ def test_another_optimizer_resumes_to_the_same_bits_and_adam_does_not_go_on_from
     with pytest.raises(SystemExit):
         train.main([*FAST, "-e", "4", "--resume"])
     made, _, now = capsys.readouterr().err.partition(", not Adam ")
-    assert "model.ckpt was made with optimizer" in made and "or leave --resume out" in now
+    assert "model.ckpt was made with optimizer" in made and "use the same again, or choose another -s" in now
 
 
 def test_another_network_does_not_go_on(good, monkeypatch):
