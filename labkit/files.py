@@ -3,22 +3,33 @@
 import csv
 import io
 import os
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def naming(path):
+    """Let an OSError within the block say that `path` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write(path, content):
     """Write bytes to `path`, or to what it links to; whatever fails, the old file stays. Raises OSError."""
     target = Path(os.path.realpath(path))
     part = part_of(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def write_csv(path, columns, rows):
@@ -45,11 +56,9 @@ def require_writable(*paths):
             raise OSError(f"{path} is not a regular file: choose the name of another one")
         folder = next(parent for parent in target.parents if parent.exists())
         trial = folder / part_of(target).name
-        try:
+        with naming(path):
             trial.touch()
             trial.unlink()
-        except OSError as error:
-            raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def announce(*paths):

@@ -112,17 +112,24 @@ class Run:
             self.save_state()
         except OSError as error:
             if not self.warned:
-                tqdm.write(f"warning: {self.checkpoint}: {error.strerror}; training goes on without a save",
-                           file=sys.stderr)
+                tqdm.write(f"warning: {error}; training goes on without a save", file=sys.stderr)
             self.warned = True
         self.last_save = time.monotonic()
 
     def save(self):
-        """Write every file, each whatever becomes of the others. Raises SaveError."""
+        """Write all files, the curve and the state whatever becomes of the other. Raises SaveError."""
         if self.rank > 0:
             return
-        state = {f"{self.weights}, {self.checkpoint}": self.save_state}  # last, since a GPU may fail
-        written = self.write_all(self.curve_writers() | state)
+        failed = []
+        for write in (self.save_curve, self.save_state):  # the state last, since a GPU may fail
+            try:
+                write()
+            except OSError as error:
+                failed.append(str(error))
+        if failed:
+            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run again")
+        curve = [self.plot, self.csv] if self.history else []
+        written = ", ".join(map(str, [*curve, self.weights, self.checkpoint]))
         print(f"wrote {written} after {len(self.history)} of {self.settings['epochs']} epochs")
 
     @contextmanager
@@ -131,26 +138,20 @@ class Run:
         try:
             yield
         except Exception:
-            with suppress(SaveError):  # the first error is the one to tell
+            with suppress(OSError, SaveError):  # the first error is the one to tell
                 if self.rank == 0:
-                    self.write_all(self.curve_writers())
+                    self.save_curve()
             raise
 
-    def curve_writers(self):
-        return {f"{self.plot}": self.save_plot, f"{self.csv}": self.save_csv} if self.history else {}
-
-    def write_all(self, writers):
-        """Call each of `writers`, and return the files that they wrote, in words. Raises SaveError."""
+    def save_curve(self):
+        """Write the loss curve and its numbers, if there are any. Raises OSError, SaveError."""
         self.require_own_files()
-        failed = []
-        for paths, write in writers.items():
-            try:
-                write()
-            except OSError as error:
-                failed.append(f"{paths}: {error.strerror}")
-        if failed:
-            raise SaveError(f"{'; '.join(failed)}: older files are kept; remove the cause and run again")
-        return ", ".join(writers)
+        if self.history:
+            rows = [{"epoch": number, **epoch} for number, epoch in enumerate(self.history, 1)]
+            files.write_csv(self.csv, ["epoch", *EPOCH], rows)
+            figure = Figure()
+            figures.loss_curve(figure, self.history, self.record())
+            files.write(self.plot, figures.to_bytes(figure, self.plot.suffix))
 
     def save_state(self):
         """Write weights and checkpoint. Raises OSError, SaveError."""
@@ -165,15 +166,6 @@ class Run:
         if self.written and identity(self.checkpoint) not in (self.written, None):
             raise SaveError(f"{self.checkpoint} was replaced by another program, whose files are kept: does "
                             "another run write to them? Choose another -s")
-
-    def save_plot(self):
-        figure = Figure()
-        figures.loss_curve(figure, self.history, self.record())
-        files.write(self.plot, figures.to_bytes(figure, self.plot.suffix))
-
-    def save_csv(self):
-        rows = [{"epoch": number, **epoch} for number, epoch in enumerate(self.history, 1)]
-        files.write_csv(self.csv, ["epoch", *EPOCH], rows)
 
 
 def identity(path):

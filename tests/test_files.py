@@ -9,7 +9,7 @@ from labkit import files
 def test_a_write_that_fails_keeps_the_old_file_and_no_other(tmp_path, small_files):
     path = tmp_path / "file"
     files.write(path, b"old")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=f"^{path} cannot be written: File too large$"):
         files.write(path, bytes(2_000_000))
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     files.write(path, b"new")

@@ -62,6 +62,16 @@ def test_curve_and_csv_are_written_though_the_weights_cannot_be(tmp_path):
     assert list(row.values()) == ["1", "0.1", "0.2", "0.001", "1.5"]
 
 
+def test_the_weights_are_written_though_the_curve_cannot_be(tmp_path):
+    this = new_run(tmp_path)
+    step(this)
+    step(this)
+    this.plot.mkdir()
+    with pytest.raises(run.SaveError, match="loss.png cannot be written: Is a directory: older files"):
+        this.save()
+    assert checkpoint.record_in(this.weights)["epochs"] == 2
+
+
 @pytest.mark.parametrize("writable", [True, False])
 def test_a_training_that_fails_leaves_its_curve_where_it_can_and_its_own_error(writable, tmp_path):
     this = new_run(tmp_path)

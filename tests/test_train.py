@@ -213,8 +213,8 @@ def test_a_full_disk_is_a_warning_first_and_an_error_at_the_end(folder, small_fi
     out, err = capsys.readouterr()
     warning, error = err.strip().split("\n")
     assert end.value.code == 1 and out.count("epoch") == 3
-    assert warning == "warning: model.ckpt: File too large; training goes on without a save"
-    assert error.startswith("train.py: model.pth, model.ckpt: File too large: older files are kept")
+    assert warning == "warning: model.pth cannot be written: File too large; training goes on without a save"
+    assert error.startswith("train.py: model.pth cannot be written: File too large: older files are kept")
     assert (folder / "model.pth").read_bytes() == b"old"
     assert sorted(os.listdir(folder)) == ["loss.csv", "loss.png", "model.pth"]
 
