@@ -87,8 +87,7 @@ def train(args, settings, processes):
     epochs, signum = range(len(run.history) + 1, settings.epochs + 1), 0
     with processes.noting_signals() as stop_requested:
         with run.keeping_curve():
-            hidden = processes.rank > 0 or None  # None: shown on a terminal
-            for epoch in tqdm(epochs, unit="epoch", leave=False, disable=hidden):
+            for epoch in tqdm(epochs, unit="epoch", leave=False, disable=processes.rank > 0 or None):
                 epoch_start = time.perf_counter()
                 batches = data.batches(train_images, settings.batch_size, settings.seed, epoch,
                                        processes.rank, processes.world_size)
@@ -108,8 +107,7 @@ def train(args, settings, processes):
         run.save()
     if signum and len(run.history) < settings.epochs:
         raise Stopped(signum)
-    if processes.rank == 0:
-        print_summary(model, train_images, test_images, len(run.history), start)
+    processes.on_rank_0(print_summary, model, train_images, test_images, len(run.history), start)
 
 
 def warn(settings, train_images):
