@@ -80,7 +80,7 @@ def denoising(lab, figure):
     errors = errors_with_noise(lab, shown, lab.normal[rows])
     captions = [f"{name}: {a:.4f} → {b:.4f}" for name, a, _, b in zip(lab.shown.names, *errors)]
     title = (f"Denoising on {lab.dataset} by {lab.weights}: clean | with {lab.noise:g} × noise | output\n"
-             f"MSE of the noisy image, clipped as drawn → of the output. Over the whole test set: "
+             "MSE of the noisy image, clipped as drawn → of the output. Over the whole test set: "
              f"{numbers['clipped_mse']:.4f} ({numbers['noisy_mse']:.4f} unclipped) → {numbers['mse']:.4f}\n"
              f"{closer}")
     figures.image_rows(figure, title, [shown, noisy.clamp(0, 1), lab.model(noisy)], captions)

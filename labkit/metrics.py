@@ -53,7 +53,7 @@ def pca_mse(variances):
     It is the variance that a PCA of these very images leaves out: no linear autoencoder of that size can do
     better on them (Eckart and Young, "The Approximation of One Matrix by Another of Lower Rank", 1936).
     """
-    left_out = variances.double().cpu().flip(0).cumsum(0).flip(0) / len(variances)
+    left_out = variances.cpu().double().flip(0).cumsum(0).flip(0) / len(variances)
     return [*left_out.tolist(), 0.0]
 
 
