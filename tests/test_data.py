@@ -101,6 +101,11 @@ def test_fashion_mnist_is_not_looked_for_among_mnists_files(tmp_path, monkeypatc
         data.load("fashion-mnist", tmp_path, "test")
 
 
+def test_another_data_set_keeps_its_name_though_its_images_are_not_mnists(tmp_path, capsys):
+    put_archives(tmp_path / "KMNIST/raw")
+    assert data.load("kmnist", tmp_path, "test")[0] == "kmnist" and capsys.readouterr().err == ""
+
+
 def test_files_on_disk_need_no_torchvision(start, folder):
     put_archives(folder / "data/MNIST/raw")
     code = ("import sys; from labkit import data; data.load(None, 'data', 'test'); "
